@@ -1,0 +1,232 @@
+"""One frozen tree of settings, read from TOML, checked once at the edge.
+
+Every field has a default that suits the demo; a TOML file names only what differs. Units stand in the field's name or
+comment. An unknown table or key is an error that names it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omnifeed.errors import InputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Where the canonical tables come from, and which part of them is used."""
+
+    source: str = "world"  # world, kuairand, amazon, open_bandit or parquet
+    path: str = ""  # folder of the source's files; unused by world
+    scenarios: tuple[str, ...] = ("livestream", "short_video", "search")  # the open vocabulary
+    valid_days: int = 1  # whole UTC days at the end of the training window for early stopping
+    test_days: int = 1  # whole UTC days after that, read once, for the offline comparison
+    observation_delay_s: int = 60  # observed_ts = ts + this where a source has no observed_ts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorldConfig:
+    """The simulated market."""
+
+    law: str = "default"  # behaviour law: default or other
+    seed: int = 7
+    start: str = "2026-03-02"  # UTC date of the first simulated day
+    users: int = 8_000
+    holdout_share: float = 0.5  # users whose rows never train a model and who receive the A/B traffic
+    creators: int = 150
+    items: int = 1_500  # items that exist on the first day
+    new_items_per_day: int = 30
+    history_days: int = 14  # logged days before the first experiment
+    requests_per_user_day: float = 0.22
+    slate: int = 10  # items an answer
+    bot_share: float = 0.003
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QualityConfig:
+    """The data contract's bounds."""
+
+    max_bad_share: float = 0.05  # of a table's rows; above it the pipeline stops
+    max_null_share: float = 0.5  # of an optional column that the last accepted run had filled
+    max_volume_change: float = 0.5  # relative, rows a day, against the last accepted run
+    max_label_change: float = 0.5  # relative, each outcome's rate, against the last accepted run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureConfig:
+    """Aggregates, histories and the hashed vocabularies."""
+
+    salt: str = "omnifeed"
+    history_length: int = 100  # events, oldest first
+    id_buckets: int = 16_384
+    author_buckets: int = 4_096
+    category_buckets: int = 1_024
+    user_buckets: int = 16_384
+    profile_buckets: int = 256  # locale, country, age band, device
+    text_dims: int = 256  # hashed character n-grams of title and query
+    online_store: str = "sqlite"  # names feature_repo/<online_store>/feature_store.yaml
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Trunk and heads."""
+
+    width: int = 64
+    blocks: int = 2
+    heads: int = 2
+    dropout: float = 0.2
+    user_dropout: float = 0.5  # share of user-id embeddings replaced by "unknown" in training
+    item_dropout: float = 0.1  # share of item-id embeddings replaced by "unknown" in training
+    experts: int = 4
+    temperature: float = 0.07  # of the cosine logits
+    init_std: float = 0.03
+    tasks: tuple[str, ...] = ("click", "long_view", "cart", "order", "hide")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """The loop."""
+
+    seed: int = 0
+    epochs: int = 4  # at most; early stopping on the validation days keeps the best
+    batch_tokens: int = 4_096  # history tokens a step, padding included
+    negatives: int = 512  # uniform, shared by the batch
+    lr: float = 3e-3
+    weight_decay: float = 0.01
+    beta2: float = 0.98
+    warmup_steps: int = 60
+    ranking_trunk_gradient: float = 1.0  # scale of the ranker's gradient into the trunk
+    retrieval_weight: float = 1.0
+    checkpoint_every: int = 50  # steps
+    threads: int = 2
+    device: str = "auto"  # auto, cpu or cuda
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationConfig:
+    """Offline comparison with the champion."""
+
+    top_k: tuple[int, ...] = (10, 50, 200)
+    bootstrap: int = 200  # resamples of users
+    min_auc: float = 0.55  # absolute floor of click AUC
+    max_relative_loss: float = 0.01  # of the primary metrics against the champion, on the interval's kinder end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingConfig:
+    """The server and what `recommend` does with the model's outputs."""
+
+    grpc_port: int = 8001
+    http_port: int = 8000
+    metrics_port: int = 8002
+    features_port: int = 6566  # of the feature server
+    feature_deadline_ms: int = 100
+    retrieve: int = 200  # candidates a request
+    explore_share: float = 0.02  # requests answered by a sampled slate with logged propensities
+    explore_temperature: float = 0.5
+    value: dict[str, float] = field(  # weight of each task's probability in the value model
+        default_factory=lambda: {"click": 0.1, "long_view": 0.2, "cart": 0.5, "order": 4.0, "hide": -1.0}
+    )
+    price_power: float = 0.5  # order's weight is multiplied by price to this power, where a price is known
+    creator_limit: int = 3  # items of one creator in a slate
+    threads: int = 1  # onnxruntime threads a model instance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExperimentConfig:
+    """The A/B test that a release must win."""
+
+    name: str = ""  # default: release-<challenger>-vs-<champion>
+    challenger_share: float = 0.5
+    days: int = 14  # horizon; whole weeks
+    attribution_hours: int = 48
+    success: tuple[str, ...] = ("gmv_per_user", "orders_per_user")
+    guardrails: tuple[str, ...] = ("hides_per_user", "clicks_per_user")
+    guardrail_margins: tuple[float, ...] = (0.25, 0.10)  # relative, one for each guardrail
+    alpha: float = 0.05
+    beta: float = 0.10
+    srm_alpha: float = 0.001
+    gmv_cap: float = 500.0  # of one user over the experiment, in the row's currency
+    max_requests: int = 6_000  # of the simulated traffic
+    clients: int = 2  # concurrent gRPC clients of the simulated traffic
+    scenario_harm_margin: float = 0.10  # relative loss of the first success metric in one scenario
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The whole tree."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    world: WorldConfig = field(default_factory=WorldConfig)
+    quality: QualityConfig = field(default_factory=QualityConfig)
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    serving: ServingConfig = field(default_factory=ServingConfig)
+    experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, no spaces; the text that `digest` hashes."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON, hexadecimal."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @staticmethod
+    def from_json(text: str) -> Config:
+        """The inverse of `to_json`."""
+        return typing.cast(Config, _build(Config, json.loads(text), ""))
+
+    @staticmethod
+    def load(path: Path) -> Config:
+        """Read a TOML file.
+
+        Raises:
+            InputError: the file is missing, is not TOML, or has an unknown key or a value of the wrong type.
+        """
+        try:
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{path} does not exist.", "Give the path of a TOML file.") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} is not TOML: {error}.", "Correct the file.") from error
+        return typing.cast(Config, _build(Config, raw, ""))
+
+
+def _build(kind: type, raw: Any, where: str) -> Any:
+    if not isinstance(raw, dict):
+        raise InputError(f"Setting {where or 'root'} must be a table, not {raw!r}.", "Write it as [section].")
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(raw) - set(hints))
+    if unknown:
+        raise InputError(
+            f"Setting {'.'.join(filter(None, (where, unknown[0])))} is unknown.",
+            f"Known here: {', '.join(sorted(hints))}.",
+        )
+    return kind(**{name: _value(hints[name], value, ".".join(filter(None, (where, name)))) for name, value in raw.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, where)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_value(arguments[0], element, where) for element in value)
+    if origin is dict and isinstance(value, dict):
+        return {str(key): _value(arguments[1], element, where) for key, element in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and not isinstance(hint, types.GenericAlias):
+        if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+            return value
+    raise InputError(f"Setting {where} is {value!r}, which is not {hint}.", "Correct the value.")
