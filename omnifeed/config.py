@@ -42,7 +42,8 @@ class WorldConfig:
     holdout_share: float = 0.5  # users whose rows never train a model and who receive the A/B traffic
     creators: int = 150
     items: int = 1_500  # items that exist on the first day
-    new_items_per_day: int = 30
+    new_items_per_day: int = 30  # products and videos
+    livestreams_per_day: int = 120  # each on air for 1.5 to 5 hours
     history_days: int = 14  # logged days before the first experiment
     requests_per_user_day: float = 0.22
     slate: int = 10  # items an answer
@@ -96,7 +97,7 @@ class TrainingConfig:
 
     seed: int = 0
     epochs: int = 4  # at most; early stopping on the validation days keeps the best
-    batch_tokens: int = 4_096  # history tokens a step, padding included
+    batch_tokens: int = 1_024  # history tokens a step, padding included
     negatives: int = 512  # uniform, shared by the batch
     lr: float = 3e-3
     weight_decay: float = 0.01

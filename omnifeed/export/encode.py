@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from omnifeed.config import Config
 from omnifeed.features.spec import ITEM_DENSE, REQUEST_TIME_FEATURES, USER_DENSE, Feature
 
 Ints = npt.NDArray[np.int64]
@@ -52,6 +53,22 @@ class EncodeSpec:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
         return {**asdict(self), "scenarios": list(self.scenarios)}
+
+    @staticmethod
+    def from_config(config: Config) -> EncodeSpec:
+        """The encoding that a configuration asks for."""
+        features = config.features
+        return EncodeSpec(
+            salt=features.salt,
+            scenarios=config.data.scenarios,
+            history_length=features.history_length,
+            id_buckets=features.id_buckets,
+            author_buckets=features.author_buckets,
+            category_buckets=features.category_buckets,
+            user_buckets=features.user_buckets,
+            profile_buckets=features.profile_buckets,
+            text_dims=features.text_dims,
+        )
 
     @staticmethod
     def from_dict(raw: Mapping[str, Any]) -> EncodeSpec:
@@ -124,7 +141,8 @@ def gap_buckets(gap_us: npt.ArrayLike) -> Ints:
     """Bucket a time gap: the exponent of two of (seconds + 1), 0 below one second, at most GAP_BUCKETS - 1."""
     seconds = np.maximum(np.asarray(gap_us, np.int64), 0) // 1_000_000
     exponents = np.frexp((seconds + 1).astype(np.float64))[1] - 1
-    return np.minimum(exponents, GAP_BUCKETS - 1).astype(np.int64)
+    buckets: Ints = np.minimum(exponents, GAP_BUCKETS - 1).astype(np.int64)
+    return buckets
 
 
 def dense(columns: Columns, features: Sequence[Feature], rows: int) -> Floats:

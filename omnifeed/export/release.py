@@ -74,7 +74,13 @@ def load_release(folder: Path) -> Release:
     found = bundle_files(folder)
     for name in sorted(found.keys() | release.files.keys()):
         if found.get(name) != release.files.get(name):
-            state = "is missing" if name not in found else "is not in release.json" if name not in release.files else "has changed"
+            state = (
+                "is missing"
+                if name not in found
+                else "is not in release.json"
+                if name not in release.files
+                else "has changed"
+            )
             raise IntegrityError(
                 f"{folder / name} {state}: the bundle of release {release.number} is not what was exported.",
                 "Do not serve it; restore the folder or export again.",

@@ -1,0 +1,1 @@
+"""The data contract: what a table set must satisfy before anything learns from it."""

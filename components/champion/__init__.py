@@ -1,0 +1,1 @@
+"""Name the release that a challenger must beat."""

@@ -1,0 +1,1 @@
+"""Bring what was served into the lake."""

@@ -1,0 +1,1 @@
+"""Put the challenger in front of a slice of the users."""

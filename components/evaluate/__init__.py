@@ -1,0 +1,1 @@
+"""Compare the challenger with the champion offline."""

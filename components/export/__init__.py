@@ -1,0 +1,1 @@
+"""Write the immutable release bundle."""

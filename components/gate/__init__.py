@@ -1,0 +1,1 @@
+"""Read the experiment's logs and decide."""

@@ -1,0 +1,1 @@
+"""Load the release in a real Triton and ask it."""

@@ -1,0 +1,1 @@
+"""Bring a source's logs, catalogue and users into the canonical tables."""

@@ -1,0 +1,1 @@
+"""Compute features as of their time, fill Feast, and join the training rows."""

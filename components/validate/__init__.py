@@ -1,0 +1,1 @@
+"""Hold the tables against the data contract."""

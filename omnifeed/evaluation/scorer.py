@@ -1,0 +1,169 @@
+"""What answers an offline comparison: a network through its three parts, or release 0's trending formula.
+
+Both see the same impressions and the same requests of a training set's split, encoded as a server would encode them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from omnifeed.export.encode import DAY_US, EncodeSpec, Floats, Ints
+from omnifeed.export.trending import trending_scores
+from omnifeed.features.spec import ITEM_DENSE
+from omnifeed.model.parts import Parts
+from omnifeed.tables import read_parquet
+from omnifeed.training.batching import candidates, request_inputs
+from omnifeed.training.dataset import TrainingData, load_training_set, micros
+
+Progress = Callable[[str, int, int], None]
+
+TRENDING = "item_scenario_trending"
+#: The smoothed rate that stands for a task's probability where there is no network.
+RATES = {
+    "click": "item_scenario_click_rate_7d",
+    "long_view": "item_scenario_long_view_rate_7d",
+    "order": "item_scenario_order_rate_7d",
+    "hide": "item_hide_rate_7d",
+}
+
+
+@dataclass(slots=True)
+class EvaluationSet:
+    """One split of a training set, encoded on demand for each scorer's own encoding."""
+
+    folder: Path
+    tasks: tuple[str, ...]
+    split: str
+    _encoded: dict[EncodeSpec | None, TrainingData] = field(default_factory=dict)
+    _trending: dict[tuple[int, str], Floats] | None = None
+
+    def data(self, spec: EncodeSpec | None = None) -> TrainingData:
+        """The split under an encoding, by default the training set's; rows stand in the same order under any."""
+        if spec not in self._encoded:
+            self._encoded[spec] = load_training_set(self.folder, self.tasks, (self.split,), spec)
+        return self._encoded[spec]
+
+    def trending(self, day: int, scenario: str) -> Floats:
+        """The raw trending feature of every item, float32 [M + 1], as of a midnight; zeros where it is not known."""
+        if self._trending is None:
+            table = read_parquet(self.folder / "item_features.parquet")
+            rows, days = self.data().items.rows(table["item_id"]), micros(table["day_ts"], 0)
+            value = np.nan_to_num(table[TRENDING].cast(pa.float32()).to_numpy())
+            self._trending = {}
+            for name in pc.unique(table["scenario"]).to_pylist():
+                of_scenario = pc.equal(table["scenario"], name).to_numpy()
+                for each in np.unique(days):
+                    chosen = of_scenario & (days == each)
+                    column = np.zeros(len(self.data().items.created), np.float32)
+                    column[rows[chosen]] = value[chosen]
+                    self._trending[int(each), name] = column
+        blank = np.zeros(len(self.data().items.created), np.float32)
+        return self._trending.get((day, scenario), blank)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A scorer's answers to one evaluation set."""
+
+    probabilities: Mapping[str, Floats]  # by task, [N] impressions; a task that it cannot answer is absent
+    retrieval: Callable[[Ints], Floats] | None  # rows of requests -> [R, M + 1] scores of all items; None: cannot
+    calibrated: bool = True  # false: the probabilities are scores, of which only the order means anything
+
+
+class Scorer(Protocol):
+    """Something that ranks impressions and retrieves from the catalogue."""
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        ...
+
+    def score(self, rows: EvaluationSet, progress: Progress) -> Scored:
+        """Answer every request of the set."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkScorer:
+    """A network, run through `Parts`: PyTorch or the ONNX bundle."""
+
+    parts: Parts
+    spec: EncodeSpec
+    tasks: tuple[str, ...]
+    name: str = "network"
+    batch_requests: int = 128
+
+    def score(self, rows: EvaluationSet, progress: Progress = lambda label, done, total: None) -> Scored:
+        """Encode all items once, then every request with its own candidates."""
+        data = rows.data(self.spec)
+        inputs, count = data.items.inputs, len(data.items.created)
+        encoded = [
+            self.parts.item_encoder({name: value[start : start + 4096] for name, value in inputs.items()})
+            for start in range(0, count, 4096)
+        ]
+        item_vec = np.concatenate([part["item_vec"] for part in encoded])
+        item_key = np.concatenate([part["item_key"] for part in encoded])
+        user_vec = np.zeros((len(data.requests), item_key.shape[1]), np.float32)
+        answers = np.zeros((len(data.impressions.item), len(self.tasks)), np.float32)
+        width = np.diff(data.requests.first)
+        order = np.lexsort((width, data.requests.prefix.clip(max=self.spec.history_length)))
+        for start in range(0, len(order), self.batch_requests):
+            progress(f"score {self.name}", start, len(order))
+            part = order[start : start + self.batch_requests]
+            request = request_inputs(data, part)
+            request["hist_vec"] = item_vec[request.pop("hist_row")]
+            user = self.parts.user_encoder(request)
+            user_vec[part] = user["user_vec"]
+            shown = candidates(data, part)
+            ranked = self.parts.ranker(
+                {
+                    "states": user["states"],
+                    "states_mask": user["states_mask"],
+                    "request_state": user["request_state"],
+                    "scenario": request["scenario"],
+                    "cand_vec": item_vec[shown["item"]],
+                    "cand_dense": shown["cand_dense"],
+                }
+            )["probabilities"]
+            real = shown["impression"] >= 0
+            answers[shown["impression"][real]] = ranked[real]
+        progress(f"score {self.name}", len(order), len(order))
+        columns = {task: np.ascontiguousarray(answers[:, index]) for index, task in enumerate(self.tasks)}
+        return Scored(columns, lambda requests: user_vec[requests] @ item_key.T)
+
+
+@dataclass(frozen=True, slots=True)
+class TrendingScorer:
+    """Release 0: the formula of `omnifeed.export.trending` over the day's trending feature."""
+
+    name: str = "trending"
+
+    def score(self, rows: EvaluationSet, progress: Progress = lambda label, done, total: None) -> Scored:
+        """Probabilities are the item's smoothed rates in the scenario, as of the day."""
+        data = rows.data()
+        names = [feature.name for feature in ITEM_DENSE]
+        answers = {
+            task: np.ascontiguousarray(data.impressions.dense[:, names.index(feature)])
+            for task, feature in RATES.items()
+        }
+        text = data.items.inputs["text"]
+
+        def retrieve(requests: Ints) -> Floats:
+            result = np.empty((len(requests), len(text)), np.float32)
+            for row, request in enumerate(requests):
+                scenario = int(data.requests.scenario[request])
+                day = int(data.requests.ts[request]) // DAY_US * DAY_US
+                names_of = (data.spec.scenarios[scenario - 1],) if scenario else data.spec.scenarios
+                trending = np.stack([rows.trending(day, name) for name in names_of]).sum(0)
+                query = int(data.requests.query[request])
+                result[row] = trending_scores(trending, text @ data.queries[query] if query else None)
+            return result
+
+        return Scored({task: answers[task] for task in rows.tasks if task in answers}, retrieve)

@@ -1,0 +1,85 @@
+"""What an experiment's logs say, reduced to numbers that add up: the input of the verdict, and what the ledger keeps.
+
+Counts, means, variances and covariances of per-user totals, by arm, for all traffic and for each scenario. A decision
+can be computed again from these alone; nothing of a user is in them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+#: The scope of the numbers over all scenarios; every other scope is the name of a scenario.
+ALL = ""
+CHAMPION, CHALLENGER = "champion", "challenger"
+
+
+@dataclass(frozen=True, slots=True)
+class LogCounts:
+    """What was read, and what was left out and why. Numbers of log lines, but for `users_*`."""
+
+    exposures: int = 0  # readable lines of the exposure log
+    exposures_used: int = 0  # first of their (request, item), inside the experiment's time
+    exposures_repeated: int = 0
+    exposures_outside: int = 0  # before the start, after the horizon or after `now`
+    exposures_foreign: int = 0  # logged under another experiment's name
+    requests: int = 0  # with an exposure used
+    outcomes: int = 0  # readable lines of the outcome log, known by `now`
+    outcomes_used: int = 0
+    outcomes_repeated: int = 0  # beyond the first of their (request, item, name)
+    outcomes_unexposed: int = 0  # no such exposure: counted, never joined
+    outcomes_late: int = 0  # happened after the attribution window
+    outcomes_early: int = 0  # happened before their exposure: a wrong clock
+    outcomes_unknown: int = 0  # a name that no metric reads
+    unreadable: int = 0  # lines that do not parse, beyond one torn line a file
+    torn: int = 0  # one unreadable line of a file: a writer was killed
+    malformed: int = 0  # a negative or infinite value
+    users_crossed: int = 0  # challenger's users whom the champion answered at least once, by the log's own word
+    users_misassigned: int = 0  # logged under an arm or a release that the salt does not give them, unexplained
+
+
+@dataclass(frozen=True, slots=True)
+class ArmNumbers:
+    """Per-user totals of one arm in one scope: moments by metric name; covariates are the totals before the start."""
+
+    scope: str  # ALL or a scenario
+    arm: str
+    users: int
+    mean: dict[str, float]
+    variance: dict[str, float]  # of the sample
+    covariate_mean: dict[str, float]  # empty where no period before is known
+    covariate_variance: dict[str, float]
+    covariance: dict[str, float]  # between metric and covariate
+
+
+@dataclass(frozen=True, slots=True)
+class DayNumbers:
+    """Cumulative numbers up to and including one day, all scenarios."""
+
+    day: int  # from 0
+    arms: tuple[ArmNumbers, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Everything that the verdict is computed from."""
+
+    counts: LogCounts
+    numbers: tuple[ArmNumbers, ...]
+    days: tuple[DayNumbers, ...] = ()
+
+    def arm(self, scope: str, arm: str) -> ArmNumbers | None:
+        """The numbers of one arm in one scope; None when none of its users was seen there."""
+        return next((each for each in self.numbers if (each.scope, each.arm) == (scope, arm)), None)
+
+    def scenarios(self) -> tuple[str, ...]:
+        """The scenarios with traffic, by name."""
+        return tuple(sorted({each.scope for each in self.numbers} - {ALL}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form of counts and numbers; the days are for the picture only."""
+        return {
+            "counts": dataclasses.asdict(self.counts),
+            "numbers": [dataclasses.asdict(each) for each in self.numbers],
+        }

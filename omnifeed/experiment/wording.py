@@ -1,0 +1,225 @@
+"""Reasons, rules and the paragraph in plain words: what the numbers mean, for a person who must sign."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from omnifeed.config import ExperimentConfig
+from omnifeed.experiment.assignment import Arm, Experiment
+from omnifeed.experiment.decision import Code, Decision, MetricResult, Reason, Split, Verdict
+from omnifeed.experiment.evidence import ALL, LogCounts
+
+
+def percent(value: float | None) -> str:
+    """A relative effect with its sign: 0.123 -> +12.3 %."""
+    return "not computable" if value is None else f"{value * 100:+.1f} %"
+
+
+def moment(ts: int) -> str:
+    """UTC microseconds -> 2026-03-02 00:00 UTC."""
+    return f"{datetime.fromtimestamp(ts / 1_000_000, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def place(scenario: str | None) -> str:
+    """Where a result holds."""
+    return "" if scenario is None else f" in {scenario}"
+
+
+def _interval(result: MetricResult) -> str:
+    if result.low is None or result.high is None:
+        return f"{percent(result.relative)} ({result.champion:.4g} to {result.challenger:.4g} a user)"
+    return f"{percent(result.relative)} (interval {percent(result.low)} to {percent(result.high)})"
+
+
+def no_data(experiment: Experiment, counts: LogCounts) -> Reason:
+    """Nothing to read."""
+    text = f"There is no live traffic: experiment {experiment.name} has logged no exposure"
+    if counts.exposures:
+        text += (
+            f" under its own name and inside its time ({counts.exposures:,} lines lie outside, "
+            f"{counts.exposures_foreign:,} of them under another name)"
+        )
+    return Reason(Code.NO_DATA, text + ". Without users who saw both releases nothing can be said about either.")
+
+
+def config_changed(experiment: Experiment, digest: str) -> Reason:
+    """The pre-registration is not the one of the start."""
+    return Reason(
+        Code.CONFIG_CHANGED,
+        f"The [experiment] settings or the horizon are not those written down before the start (digest {digest[:12]}, "
+        f"registered {experiment.config_digest[:12]}, horizon {moment(experiment.end_ts)}): metrics, margins and "
+        "duration may not be chosen after seeing data.",
+    )
+
+
+def log_broken(counts: LogCounts) -> Reason:
+    """Lines that cannot be trusted."""
+    return Reason(
+        Code.LOG_BROKEN,
+        f"The log is broken: {counts.unreadable:,} unreadable lines, {counts.malformed:,} negative or infinite values, "
+        f"{counts.exposures_foreign:,} exposures under another experiment's name.",
+    )
+
+
+def arm_missing(arm: Arm) -> Reason:
+    """An arm without users."""
+    return Reason(
+        Code.ARM_MISSING,
+        f"The {arm.name} (release {arm.release}) was planned for {arm.weight:.0%} of the users, and not one user of it "
+        "is in the log.",
+    )
+
+
+def misassigned(counts: LogCounts) -> Reason:
+    """The log disagrees with the salt."""
+    return Reason(
+        Code.ASSIGNMENT_MISMATCH,
+        f"{counts.users_misassigned:,} users were logged under an arm or a release that the experiment's salt does not "
+        "give them, and the log does not explain it: the salt was changed, or somebody else assigns.",
+    )
+
+
+def mismatch(split: Split) -> Reason:
+    """The users do not split as planned."""
+    total = split.champion + split.challenger
+    return Reason(
+        Code.SAMPLE_RATIO_MISMATCH,
+        f"Sample-ratio mismatch{place(split.scenario)}: {split.champion:,} champion users to {split.challenger:,} "
+        f"challenger users is {split.champion / total:.1%} to {split.challenger / total:.1%}, where "
+        f"{split.planned_champion_share:.1%} to {1 - split.planned_champion_share:.1%} was planned (p = "
+        f"{split.p_value:.2g}). Users are lost or doubled in one arm, so the arms are not comparable.",
+    )
+
+
+def before_horizon(experiment: Experiment, section: ExperimentConfig, now: int) -> Reason:
+    """Too early."""
+    return Reason(
+        Code.BEFORE_HORIZON,
+        f"Success is read once, when all {section.days} days have passed and the {section.attribution_hours} hours of "
+        f"attribution after {moment(experiment.end_ts)} are over; it is {moment(now)}. No harm is shown so far.",
+    )
+
+
+def early_harm(result: MetricResult) -> Reason:
+    """Harm before the horizon."""
+    return Reason(
+        Code.EARLY_HARM,
+        f"{result.title}{place(result.scenario)}: {percent(result.relative)}, a loss beyond doubt by a confidence "
+        "sequence that holds at every look.",
+    )
+
+
+def harm(result: MetricResult) -> Reason:
+    """Harm at the horizon."""
+    code = Code.GUARDRAIL_HARM if result.scenario is None else Code.SCENARIO_HARM
+    return Reason(
+        code,
+        f"{result.title}{place(result.scenario)}: {_interval(result)}. This is shown to be worse (one-sided p = "
+        f"{result.p_harm:.2g}, Holm-corrected test), and by more than the {result.margin or 0:.0%} that is tolerated.",
+    )
+
+
+def not_non_inferior(result: MetricResult) -> Reason:
+    """A guardrail that may be breached."""
+    return Reason(
+        Code.NON_INFERIORITY_NOT_SHOWN,
+        f"{result.title}: {_interval(result)}. The data do not rule out a loss of {result.margin or 0:.0%} or more.",
+    )
+
+
+def inferior(result: MetricResult) -> Reason:
+    """A success metric that fell."""
+    return Reason(
+        Code.SUCCESS_INFERIOR,
+        f"{result.title}: {_interval(result)}, shown to be worse (one-sided p = {result.p_harm:.2g}).",
+    )
+
+
+def superior(result: MetricResult) -> Reason:
+    """A success metric that rose."""
+    return Reason(
+        Code.SUCCESS_SUPERIOR,
+        f"{result.title}: {_interval(result)}, shown to be better (Holm-adjusted p = {result.p_adjusted or 0:.2g}).",
+    )
+
+
+def not_superior(result: MetricResult) -> Reason:
+    """A success metric that shows nothing."""
+    return Reason(
+        Code.SUPERIORITY_NOT_SHOWN,
+        f"{result.title}: {_interval(result)}, not shown to be better (Holm-adjusted p = "
+        f"{result.p_adjusted or 0:.2g}).",
+    )
+
+
+def _listed(results: Sequence[MetricResult]) -> str:
+    return "; ".join(
+        f"{result.title}{place(result.scenario)} {percent(result.relative)}, {result.outcome}" for result in results
+    )
+
+
+def looked_at(rule: int, decision: Decision) -> str:
+    """What was looked at in the rule with this number, from 0 in the order of the rules."""
+    counts, results = decision.evidence.counts, decision.metrics
+    overall = [result for result in results if result.scenario is None]
+    users = ", ".join(f"{each.users:,} {each.arm} users" for each in decision.evidence.numbers if each.scope == ALL)
+    return (
+        f"{counts.exposures_used:,} exposures in {counts.requests:,} requests, {counts.outcomes_used:,} outcomes"
+        + (f"; {users}" if users else ""),
+        f"{decision.days_elapsed:.3g} days since {moment(decision.start_ts)}, horizon {moment(decision.end_ts)}",
+        "; ".join(
+            f"{split.scenario or 'all traffic'} {split.champion:,} : {split.challenger:,}, p = {split.p_value:.2g}"
+            for split in decision.splits
+        ),
+        _listed([result for result in overall if result.role == "guardrail"]),
+        _listed([result for result in overall if result.role == "success"]),
+        _listed([result for result in results if result.scenario is not None and result.margin is not None]),
+    )[rule]
+
+
+def paragraph(decision: Decision) -> str:
+    """The verdict in one paragraph."""
+    what = {
+        Verdict.PROMOTE: f"Release {decision.challenger} earned the place of release {decision.champion}.",
+        Verdict.HOLD: (
+            f"Release {decision.champion} stays; release {decision.challenger} has not earned its place."
+            if decision.final
+            else f"Keep the test of release {decision.challenger} against release {decision.champion} running."
+        ),
+        Verdict.REJECT: f"Release {decision.challenger} is rejected; release {decision.champion} stays.",
+        Verdict.INVALID: (
+            f"This test of release {decision.challenger} against release {decision.champion} proves nothing; "
+            f"release {decision.champion} stays."
+        ),
+    }[decision.verdict]
+    counts = decision.evidence.counts
+    sentences = [what]
+    split = next((split for split in decision.splits if split.scenario is None), None)
+    if split is not None:
+        sentences.append(
+            f"In {decision.days_elapsed:.3g} days {split.challenger:,} users saw the challenger and {split.champion:,} "
+            f"the champion, in {counts.requests:,} requests."
+        )
+    if any(reason.code is Code.EARLY_HARM for reason in decision.reasons):
+        harmed = ", ".join(
+            f"{result.title}{place(result.scenario)} ({percent(result.relative)})"
+            for result in decision.metrics
+            if result.outcome == "harm"
+        )
+        sentences.append(
+            "It is stopped before its horizon: a confidence sequence, which holds at every look, shows a loss in "
+            f"{harmed}."
+        )
+    else:
+        sentences += [reason.text for reason in decision.reasons]
+    if decision.verdict is Verdict.PROMOTE:
+        guardrails = [each for each in decision.metrics if each.role == "guardrail" and each.scenario is None]
+        if guardrails:
+            sentences.append(f"Every guardrail held ({_listed(guardrails)}), and no scenario is shown to lose.")
+    if counts.users_crossed:
+        sentences.append(
+            f"{counts.users_crossed:,} of the challenger's users were at times answered by the champion after a fault; "
+            "they count as the challenger's."
+        )
+    return " ".join(sentences)

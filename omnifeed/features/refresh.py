@@ -1,0 +1,133 @@
+"""Keeping features and catalogue as fresh as a platform would while a release is served.
+
+Daily aggregates are computed as of each midnight, from the lake and from what the running experiment has served;
+histories are pushed as events become known. A row stamped t holds only what was observed before t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from omnifeed.config import Config
+from omnifeed.datasets.served import served_events
+from omnifeed.engine import EventSource
+from omnifeed.export.catalogue import write_snapshot
+from omnifeed.features.aggregates import item_features_asof, user_features_asof
+from omnifeed.features.history import histories_asof
+from omnifeed.features.spec import ITEM_DENSE
+from omnifeed.features.store import push_users
+from omnifeed.home import Home
+from omnifeed.quality.lake import accepted
+from omnifeed.tables import TS
+
+
+def refresh_catalogue(home: Home, config: Config, items: pa.Table, events: Sequence[EventSource], now: int) -> str:
+    """Write a catalogue snapshot: today's items with their aggregates as of the last midnight.
+
+    Args:
+        items: canonical items table.
+        events: folders of table sets, or tables of events.
+        now: UTC microseconds.
+
+    Returns:
+        The snapshot's version.
+    """
+    features = item_features_asof(events, now, config)
+    features = (
+        items.select(["item_id"])
+        .append_column("row", pa.array(np.arange(items.num_rows)))
+        .join(features, "item_id", join_type="left outer")
+    )
+    by_scenario = {}
+    for scenario in config.data.scenarios:
+        mine = features.filter(pc.equal(features["scenario"], scenario))
+        rows = mine["row"].to_numpy()
+        columns = {}
+        for feature in ITEM_DENSE:
+            column = np.full(items.num_rows, float(feature.default or 0.0))
+            column[rows] = mine[feature.name].to_numpy()
+            columns[feature.name] = column
+        by_scenario[scenario] = columns
+    plain = {
+        name: items[name].to_pylist() for name in items.column_names if name not in ("image_embedding", "product_ids")
+    }
+    return write_snapshot(home, plain, by_scenario, now)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One event that a user saw, and when its outcomes become known."""
+
+    user_id: str
+    item_id: str
+    scenario: str
+    action: int
+    ts: int
+    observed_ts: int
+    order: str  # breaks ties of (observed_ts, ts), as event ids do
+
+
+class Freshness:
+    """Midnight and hourly refreshes for the users of one experiment, in process."""
+
+    def __init__(self, home: Home, config: Config, folder: Path, users: Collection[str], start: int) -> None:
+        self._home, self._config, self._folder, self._users = home, config, folder, users
+        packed = histories_asof([accepted(home)], start, config, users)
+        self._histories: dict[str, list[tuple[str, int, str, int]]] = {user: [] for user in users}
+        for row in packed.to_pylist():
+            self._histories[row["user_id"]] = list(
+                zip(row["history_item"], row["history_action"], row["history_scenario"], row["history_ts"], strict=True)
+            )
+        self._pending: dict[str, list[Seen]] = {user: [] for user in users}
+
+    def midnight(self, items: pa.Table, ts: int) -> None:
+        """Refresh the catalogue, and the daily aggregates of the users, as of a midnight."""
+        events = [accepted(self._home), served_events(self._folder)]
+        refresh_catalogue(self._home, self._config, items, events, ts)
+        table = user_features_asof(events, ts)
+        mine = table.filter(pc.is_in(table["user_id"], pa.array(sorted(self._users), pa.string())))
+        push_users(self._home, mine, "user_daily", self._config)
+
+    def saw(self, events: Sequence[Seen]) -> None:
+        """Take note of events whose outcomes will become known."""
+        for event in events:
+            self._pending[event.user_id].append(event)
+
+    def hour(self, users: Collection[str], ts: int) -> None:
+        """Push the histories of these users as of `ts`, where something has become known since the last push."""
+        rows = []
+        for user in sorted(users):
+            known = sorted(
+                (event for event in self._pending[user] if event.observed_ts < ts),
+                key=lambda event: (event.observed_ts, event.ts, event.order),
+            )
+            if not known:
+                continue
+            self._pending[user] = [event for event in self._pending[user] if event.observed_ts >= ts]
+            history = self._histories[user]
+            history += [(event.item_id, event.action, event.scenario, event.ts) for event in known]
+            del history[: -self._config.features.history_length]
+            rows.append((user, *map(list, zip(*history, strict=True))))
+        if rows:
+            columns = list(zip(*rows, strict=True))
+            push_users(
+                self._home,
+                pa.table(
+                    {
+                        "user_id": pa.array(columns[0], pa.string()),
+                        "event_timestamp": pa.array([ts] * len(rows), pa.int64()).cast(TS),
+                        "history_item": pa.array(columns[1], pa.list_(pa.string())),
+                        "history_action": pa.array(columns[2], pa.list_(pa.int64())),
+                        "history_scenario": pa.array(columns[3], pa.list_(pa.string())),
+                        "history_ts": pa.array(columns[4], pa.list_(pa.int64())),
+                    }
+                ),
+                "user_history",
+                self._config,
+            )

@@ -1,0 +1,25 @@
+"""The name under which a training's checkpoints stand: its data and its settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from omnifeed.config import Config
+
+
+def training_key(training_set: Path, config: Config) -> str:
+    """16 hexadecimal digits that differ where the data, the features, the model or the training settings do.
+
+    A run that was killed and is started again on the same data finds its checkpoint under the same key.
+    """
+    sha = hashlib.sha256()
+    parts = {"features": asdict(config.features), "model": asdict(config.model), "training": asdict(config.training)}
+    sha.update(json.dumps(parts, sort_keys=True).encode())
+    for path in sorted(training_set.glob("*.parquet")):
+        with path.open("rb") as handle:
+            sha.update(path.name.encode() + hashlib.file_digest(handle, "sha256").digest())
+    sha.update((training_set / "meta.json").read_bytes())
+    return sha.hexdigest()[:16]

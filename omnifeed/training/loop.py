@@ -1,0 +1,286 @@
+"""The training loop: deterministic, killed without loss, stopped by a loss that is no number.
+
+Every random choice is a function of (seed, epoch or step), so a run that resumes from a checkpoint takes the same
+steps as one that was never stopped and ends with the same weights to the bit (CPU, same number of threads).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from omnifeed.config import Config, TrainingConfig
+from omnifeed.errors import InputError, OmnifeedError
+from omnifeed.evaluation.metrics import middle
+from omnifeed.export.encode import Ints
+from omnifeed.home import write_json
+from omnifeed.model.network import Network, save_network
+from omnifeed.training.batching import Batch, batches, build, sequences
+from omnifeed.training.calibration import calibrate
+from omnifeed.training.checkpoint import Progressed, load_checkpoint, save_checkpoint
+from omnifeed.training.dataset import TrainingData, load_training_set
+from omnifeed.training.objective import ItemTable, forward, joint_loss
+from omnifeed.training.validation import Validation, validate
+
+Progress = Callable[[str, int, int], None]
+
+LOGGED_STEPS = 200  # of a run, at most, in losses.json
+MAX_GRADIENT = 1.0  # norm
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a training came to."""
+
+    best_epoch: int  # from 1
+    steps: int
+    tasks: tuple[str, ...]  # those of the configuration that the training rows have positives of
+    losses: list[dict[str, Any]]  # by epoch: mean losses and validation
+    valid: dict[str, float]  # of the best epoch
+
+
+def train(
+    training_set: Path, out_dir: Path, config: Config, progress: Progress = lambda label, done, total: None
+) -> TrainResult:
+    """Train the network and write it to `out_dir`.
+
+    Resumes from `out_dir/checkpoint` where there is one. Writes weights.safetensors, model.json and losses.json, and
+    removes the checkpoint when it is done.
+
+    Args:
+        training_set: folder that materialize wrote.
+
+    Raises:
+        InputError: the training set is unusable, has no training row, or the checkpoint is another configuration's.
+        OmnifeedError: the loss or the gradient is no finite number; `out_dir/bad_batch.json` names the requests, and
+            the last checkpoint is kept.
+    """
+    settings = config.training
+    with _threads_and_generator(settings.threads):
+        data = learnable(load_training_set(training_set, config.model.tasks, ("train", "valid")))
+        torch.manual_seed(settings.seed)
+        device = pick_device(settings.device)
+        network = Network(config.model, data.spec, data.tasks)
+        standardise(network, data)
+        network.to(device)
+        return _Run(training_set, out_dir, config, data, network, device, progress).run()
+
+
+class _Run:
+    def __init__(
+        self,
+        training_set: Path,
+        out_dir: Path,
+        config: Config,
+        data: TrainingData,
+        network: Network,
+        device: torch.device,
+        progress: Progress,
+    ) -> None:
+        self.out_dir, self.config, self.settings = out_dir, config, config.training
+        self.data, self.network, self.progress = data, network, progress
+        self.table = ItemTable(data.items, device)
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(),
+            lr=self.settings.lr,
+            betas=(0.9, self.settings.beta2),
+            weight_decay=self.settings.weight_decay,
+            fused=True,
+        )
+        self.packed = sequences(data, data.requests.of("train"))
+        self.held_out = sequences(data, data.requests.of("valid"))
+        self.plan = [len(self.epoch_batches(epoch)) for epoch in range(self.settings.epochs)]
+        self.total = sum(self.plan)
+        meta = (training_set / "meta.json").read_bytes()
+        body = repr((config.model, self.settings, data.spec, data.tasks, len(data.requests))).encode()
+        self.fingerprint = hashlib.sha256(body + meta).hexdigest()
+
+    def epoch_batches(self, epoch: int) -> list[Ints]:
+        return batches(self.packed, self.settings.batch_tokens, (self.settings.seed, epoch))
+
+    def run(self) -> TrainResult:
+        folder = self.out_dir / "checkpoint"
+        state = load_checkpoint(folder, self.fingerprint, self.network, self.optimizer) or Progressed()
+        done = 0
+        for epoch, count in enumerate(self.plan):
+            if len(state.epochs) <= epoch:
+                for index, rows in enumerate(self.epoch_batches(epoch)):
+                    if done + index >= state.step:
+                        self.step(rows, state)
+                        self.progress("train", state.step, self.total)
+                        if state.step % self.settings.checkpoint_every == 0:
+                            save_checkpoint(folder, self.fingerprint, self.network, self.optimizer, state)
+                self.end_epoch(epoch, state)
+            done += count
+        return self.finish(state)
+
+    def step(self, rows: Ints, state: Progressed) -> None:
+        seed, step = self.settings.seed, state.step
+        torch.manual_seed(seed * 1_000_003 + step)
+        self.network.train()
+        batch = build(self.data, self.packed, rows, self.settings.negatives, (seed, 1, step))
+        output = forward(self.network, self.table, batch, self.settings.ranking_trunk_gradient)
+        loss = joint_loss(self.network, output, batch, self.settings.retrieval_weight)
+        self.optimizer.zero_grad()
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRADIENT)
+        values = [float(loss.total.detach()), float(loss.retrieval), *loss.tasks.tolist()]
+        if not all(map(math.isfinite, (*values, float(norm)))):
+            self.stop(batch, step, values)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, self.total, self.settings)
+        self.optimizer.step()
+        state.step += 1
+        state.running = [old + new for old, new in zip(state.running or [0.0] * len(values), values, strict=True)]
+        if step % max(1, self.total // LOGGED_STEPS) == 0:
+            state.steps.append({"step": state.step, **self.named(values)})
+
+    def named(self, values: list[float]) -> dict[str, Any]:
+        return {
+            "loss": values[0],
+            "retrieval": values[1],
+            "tasks": dict(zip(self.data.tasks, values[2:], strict=True)),
+        }
+
+    def stop(self, batch: Batch, step: int, values: list[float]) -> None:
+        ids = self.data.requests.ids
+        keys = [ids[int(row)].as_py() for row in batch.request_rows]
+        path = self.out_dir / "bad_batch.json"
+        write_json(path, {"step": step + 1, "requests": keys})
+        raise OmnifeedError(
+            f"The loss of step {step + 1} is {values[0]:g} in a batch of requests {', '.join(keys[:3])} and "
+            f"{max(len(keys) - 3, 0)} more, all named in {path}.",
+            "Look for extreme values in these rows, or lower training.lr; the last good checkpoint is kept.",
+        )
+
+    def validation(self) -> Validation | None:
+        if not len(self.held_out):
+            return None
+        return validate(self.network, self.table, self.data, self.held_out, self.settings.batch_tokens, self.recall_at)
+
+    @property
+    def recall_at(self) -> int:
+        return middle(self.config.evaluation.top_k)
+
+    def end_epoch(self, epoch: int, state: Progressed) -> None:
+        result = self.validation()
+        entry: dict[str, Any] = {
+            "epoch": epoch + 1,
+            **self.named([value / max(self.plan[epoch], 1) for value in state.running]),
+            "valid": valid_numbers(result, self.recall_at),
+            "score": result.score if result else float(epoch + 1),
+        }
+        state.running = []
+        if entry["score"] > max((other["score"] for other in state.epochs), default=-math.inf):
+            state.best_epoch = epoch + 1
+            state.best = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
+        state.epochs.append(entry)
+
+    def finish(self, state: Progressed) -> TrainResult:
+        self.network.load_state_dict(state.best)
+        result = self.validation()
+        if result is not None:
+            scale, bias = calibrate(
+                result.logits,
+                result.labels,
+                result.scenario,
+                len(self.data.spec.scenarios) + 1,
+                self.network.ranker.parents,
+            )
+            self.network.ranker.calibration_scale.copy_(torch.from_numpy(scale))
+            self.network.ranker.calibration_bias.copy_(torch.from_numpy(bias))
+        save_network(self.network, self.out_dir)
+        write_json(
+            self.out_dir / "losses.json",
+            {"best_epoch": state.best_epoch, "steps": state.steps, "epochs": state.epochs, "total_steps": state.step},
+        )
+        folder = self.out_dir / "checkpoint"
+        (folder / "current").unlink(missing_ok=True)
+        for path in folder.glob("step-*"):
+            path.unlink()
+        return TrainResult(
+            best_epoch=state.best_epoch,
+            steps=state.step,
+            tasks=self.data.tasks,
+            losses=state.epochs,
+            valid=state.epochs[state.best_epoch - 1]["valid"],
+        )
+
+
+def valid_numbers(result: Validation | None, k: int) -> dict[str, float]:
+    """The validation's metrics under the names that losses.json uses; those that are not defined are absent."""
+    if result is None:
+        return {}
+    numbers = {"loss": result.loss, f"recall@{k}": result.recall}
+    numbers |= {f"auc_{task}": area for task, area in result.auc.items()}
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def learning_rate(step: int, total: int, settings: TrainingConfig) -> float:
+    """Linear warm-up (at most a tenth of all steps), then linear decay to zero after the last step."""
+    warmup = max(1, min(settings.warmup_steps, total // 10))
+    return settings.lr * min((step + 1) / warmup, (total - step) / max(total - warmup, 1))
+
+
+def learnable(data: TrainingData) -> TrainingData:
+    """The data with only those tasks that the training rows have positives and negatives of.
+
+    Raises:
+        InputError: there is no training row, or no task is left.
+    """
+    rows = data.requests.of("train")
+    if not len(rows):
+        raise InputError("The training set has no training row.", "Give more days, or fewer valid_days and test_days.")
+    of_request = np.repeat(np.arange(len(data.requests)), np.diff(data.requests.first))
+    labels = data.impressions.labels[data.requests.split[of_request] == 0]
+    keep = [index for index in range(len(data.tasks)) if {0, 1} <= set(np.unique(labels[:, index]).tolist())]
+    if not keep:
+        raise InputError(
+            f"No training row has a known positive and a known negative of any of {', '.join(data.tasks)}.",
+            "Name outcomes that the source records in model.tasks.",
+        )
+    return data.with_tasks(keep)
+
+
+def standardise(network: Network, data: TrainingData) -> None:
+    """Set the network's means and scales of dense inputs from the training rows; constant inputs are muted."""
+    rows = data.requests.of("train")
+    of_request = np.repeat(np.arange(len(data.requests)), np.diff(data.requests.first))
+    shown = data.impressions.dense[data.requests.split[of_request] == 0]
+    for values, mean, scale in (
+        (data.requests.user_dense[rows], network.user_encoder.user_mean, network.user_encoder.user_scale),
+        (shown, network.ranker.dense_mean, network.ranker.dense_scale),
+    ):
+        deviation = values.std(0, dtype=np.float64)
+        mean.copy_(torch.from_numpy(values.mean(0, dtype=np.float64)))
+        scale.copy_(torch.from_numpy(np.where(deviation > 1e-6, 1 / np.maximum(deviation, 1e-6), 0)))
+
+
+def pick_device(name: str) -> torch.device:
+    """cpu, cuda, or with "auto" the better one at hand.
+
+    Raises:
+        InputError: cuda is asked for and not there, or the name is another.
+    """
+    if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
+        raise InputError(f"training.device is {name!r}, which this machine does not have.", "Use auto, cpu or cuda.")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def _threads_and_generator(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,276 @@
+"""The `omnifeed` command. Heavy libraries load inside the command that needs them.
+
+Errors are one sentence on what is wrong and one on what to do; exit code 2 means bad input, 75 that trying again later
+may help, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+import warnings
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from omnifeed import __version__
+from omnifeed.config import Config
+from omnifeed.errors import OmnifeedError
+from omnifeed.home import Home
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+RETRY_LATER = 75  # EX_TEMPFAIL of sysexits.h
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def emit(value: dict[str, Any], as_json: bool, text: str) -> None:
+    """Print the result for a person, or as one JSON document."""
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True, default=str) if as_json else text)
+
+
+def stamp(ts: int) -> str:
+    """UTC microseconds as a person reads them."""
+    return datetime.fromtimestamp(ts / 1e6, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def settings(data: str, path: str | None, config: Path | None) -> Config:
+    """The run config of a data source, with the path of its files."""
+    loaded = Config.load(config or CONFIGS / f"{data}.toml")
+    if path is None:
+        return loaded
+    return dataclasses.replace(loaded, data=dataclasses.replace(loaded.data, path=str(Path(path).absolute())))
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+config_option = click.option(
+    "--config", type=click.Path(path_type=Path), help="TOML run config (default: the one of --data)."
+)
+data_option = click.option(
+    "--data",
+    default="world",
+    show_default=True,
+    help="Run config to start from: world, kuairand, or another in pipelines/configs.",
+)
+path_option = click.option("--path", help="Folder of the source's files.")
+url_option = click.option("--url", default="127.0.0.1:8001", show_default=True, help="Triton's gRPC address.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli() -> None:
+    """One model for livestreams, short videos and search, promoted only on evidence.
+
+    State lives under OMNIFEED_HOME (default ./.omnifeed).
+    """
+
+
+@cli.command()
+@data_option
+@path_option
+@config_option
+@json_option
+def run(data: str, path: str | None, config: Path | None, as_json: bool) -> None:
+    """Run the whole loop once: training pipeline, traffic, promotion pipeline, report."""
+    from omnifeed.pipelines.loop import run_loop
+
+    outcome = run_loop(Home.from_env(), settings(data, path, config), show=not as_json)
+    emit(outcome.to_dict(), as_json, outcome.text())
+
+
+@cli.command()
+@data_option
+@path_option
+@config_option
+@click.option("--simulated-clock", is_flag=True, help="Let requests carry their own time (implied by --data world).")
+def serve(data: str, path: str | None, config: Path | None, simulated_clock: bool) -> None:
+    """Serve the champion, and the challenger of a running experiment, until interrupted."""
+    import signal
+
+    from omnifeed.serving.server import LocalServer
+
+    loaded = settings(data, path, config)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with LocalServer(
+        Home.from_env(), loaded, simulated_clock=simulated_clock or loaded.data.source == "world"
+    ) as server:
+        click.echo(f"gRPC on {server.url}; Ctrl-C stops. Logs: {server.log.parent}")
+        try:
+            while True:
+                server.watch()
+                time.sleep(1)
+        except KeyboardInterrupt:
+            click.echo("Draining.")
+
+
+@cli.command()
+@click.option("--user", required=True, help="User id.")
+@click.option("--scenario", required=True, help="One of the release's scenarios.")
+@click.option("--query", help="What the user typed, for search.")
+@click.option("-k", default=10, show_default=True, help="Items wanted.")
+@click.option("--arm", help="Arm to answer with, where your platform assigns.")
+@click.option("--now", type=int, help="Time of the request, UTC microseconds; needs a simulated clock.")
+@url_option
+@json_option
+def recommend(
+    user: str, scenario: str, query: str | None, k: int, arm: str | None, now: int | None, url: str, as_json: bool
+) -> None:
+    """Ask a running server for recommendations."""
+    from omnifeed.export.catalogue import load_snapshot
+    from omnifeed.serving.client import Client
+
+    with Client(url) as client:
+        answer = client.recommend(user, scenario, query=query, k=k, arm=arm, now=now)
+    catalogue = load_snapshot(Home.from_env())
+    wanted = set(answer.item_ids)
+    names = {
+        item: title
+        for item, title in zip(catalogue.texts["item_id"], catalogue.texts["title"], strict=True)
+        if item in wanted
+    }
+    rows = [
+        f"{rank:>3}  {score:>10.5f}  {source:<10}  {item:<14}  {names.get(item) or ''}"
+        for rank, (item, score, source) in enumerate(
+            zip(answer.item_ids, answer.scores, answer.sources, strict=True), start=1
+        )
+    ]
+    head = f"arm {answer.arm}, release {answer.release}, request {answer.request_id}"
+    notes = [f"degraded: {', '.join(answer.degraded)}"] if answer.degraded else []
+    emit(dataclasses.asdict(answer), as_json, "\n".join([head, *notes, *rows]))
+
+
+@cli.command()
+@data_option
+@path_option
+@config_option
+@url_option
+@json_option
+def traffic(data: str, path: str | None, config: Path | None, url: str, as_json: bool) -> None:
+    """Send the simulated market's traffic of the running experiment to a running server."""
+    from omnifeed.pipelines.loop import drawn_progress, running_experiment
+    from omnifeed.pipelines.traffic import send_traffic
+    from omnifeed.serving.client import Client
+
+    home, loaded = Home.from_env(), settings(data, path, config)
+    experiment = running_experiment(home)
+    with home.lock(), Client(url) as client, drawn_progress(not as_json) as progress:
+        sent = send_traffic(home, loaded, experiment, client, progress)
+    emit(sent.to_dict(), as_json, f"{sent.requests} requests of {sent.users} users, p50 {sent.p50_ms} ms.")
+
+
+@cli.command()
+@data_option
+@path_option
+@config_option
+@click.option("--now", type=int, help="Log time of the decision, UTC microseconds (default: the clock).")
+@json_option
+def gate(data: str, path: str | None, config: Path | None, now: int | None, as_json: bool) -> None:
+    """Print the verdict on the running experiment; changes nothing."""
+    from omnifeed.experiment.gate import decide_current
+
+    decision = decide_current(Home.from_env(), settings(data, path, config), now or time.time_ns() // 1_000)
+    emit(decision.to_dict(), as_json, f"{decision.verdict.value}: {decision.paragraph}")
+
+
+@cli.command()
+@data_option
+@path_option
+@config_option
+@click.option("--now", type=int, help="Log time of the decision, UTC microseconds (default: the clock).")
+@json_option
+def promote(data: str, path: str | None, config: Path | None, now: int | None, as_json: bool) -> None:
+    """Run the promotion pipeline: verdict, act, collect."""
+    from omnifeed.pipelines.loop import run_promotion
+
+    home = Home.from_env()
+    with home.lock():
+        record = run_promotion(home, settings(data, path, config), now or 0, show=not as_json)
+    emit(record, as_json, f"{record['verdict']}: {record['paragraph']}")
+
+
+@cli.command()
+@click.option("--to", help="Release number (default: the champion before this one).")
+@click.option("--reason", required=True, help="Why; kept in the ledger.")
+@json_option
+def rollback(to: str | None, reason: str, as_json: bool) -> None:
+    """Move the champion back. Nothing is rebuilt; a running server follows within a second."""
+    from omnifeed.experiment.ledger import Ledger
+
+    entry = Ledger(Home.from_env()).rollback(time.time_ns() // 1_000, to=to, reason=reason)
+    emit(dataclasses.asdict(entry), as_json, f"The champion is release {entry.champion} again.")
+
+
+@cli.command()
+@click.option("--verify", is_flag=True, help="Check the chain of hashes.")
+@json_option
+def ledger(verify: bool, as_json: bool) -> None:
+    """Show every decision."""
+    from omnifeed.experiment.ledger import Ledger
+
+    book = Ledger(Home.from_env())
+    if verify:
+        book.verify()
+    entries = book.entries()
+    lines = [
+        f"{entry.sequence:>4}  {stamp(entry.ts)}  {entry.kind:<10}  champion {entry.champion or '-':<4}  "
+        + str(entry.body.get("verdict") or entry.body.get("experiment") or entry.body.get("reason") or "")
+        for entry in entries
+    ]
+    emit(
+        {"champion": book.champion(), "entries": [dataclasses.asdict(entry) for entry in entries]},
+        as_json,
+        "\n".join(lines) or "The ledger is empty: nothing has run yet.",
+    )
+
+
+@cli.command(name="compile")
+@click.option("--out", default="compiled", show_default=True, type=click.Path(path_type=Path), help="Folder.")
+@json_option
+def compile_pipelines(out: Path, as_json: bool) -> None:
+    """Write both pipelines as Kubeflow IR YAML."""
+    from omnifeed.pipelines.submit import compile_all
+
+    written = [str(path) for path in compile_all(out)]
+    emit({"written": written}, as_json, "\n".join(written))
+
+
+@cli.command()
+@click.option("--host", required=True, help="Kubeflow Pipelines endpoint.")
+@click.option("--pipeline", type=click.Choice(["training", "promotion"]), default="training", show_default=True)
+@click.option("--namespace", help="Kubeflow profile namespace.")
+@click.option("--cron", help="Make it a recurring run, for example '0 0 2 * * *'.")
+@data_option
+@path_option
+@config_option
+@json_option
+def submit(
+    host: str,
+    pipeline: str,
+    namespace: str | None,
+    cron: str | None,
+    data: str,
+    path: str | None,
+    config: Path | None,
+    as_json: bool,
+) -> None:
+    """Upload a pipeline to Kubeflow and start a run. A token is read from KFP_TOKEN where one is needed."""
+    from omnifeed.pipelines.submit import submit_run
+
+    started = submit_run(host, pipeline, settings(data, path, config), namespace, cron)
+    emit(started, as_json, f"Started {started['kind']} {started['id']}.")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; turns errors into two sentences and an exit code."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # of libraries, about each other
+    try:
+        cli.main(args=None if arguments is None else list(arguments), standalone_mode=True)
+    except OmnifeedError as error:
+        click.echo(f"Error: {error.problem}\n       {error.action}", err=True)
+        sys.exit(RETRY_LATER if error.retryable else error.exit_code)

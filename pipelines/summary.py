@@ -1,0 +1,123 @@
+"""From what the steps recorded to the report of one run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omnifeed.config import Config
+from omnifeed.export.provenance import git_commit
+from omnifeed.home import Home
+from omnifeed.report.summary import RunSummary, Slot, StepSummary, UserSample
+
+LEDGER_TAIL = 12
+
+
+def steps_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """The records of a run's steps in the order in which they started."""
+    paths = sorted((folder / "steps").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def summarise(home: Home, config: Config, run: str, command: str, now: int, failure: str = "") -> RunSummary:
+    """Gather a run's records; a step that did not happen leaves its section out."""
+    from omnifeed.experiment.ledger import Ledger
+
+    folder = home.runs / run
+    steps = steps_of(folder)
+    info = {name: record["info"] for name, record in steps.items() if record["state"] == "done"}
+    served = _json(folder / "serving.json")
+    return RunSummary(
+        title=f"{config.data.source}, run {run}",
+        now=now,
+        description=info.get("ingest", {}).get("description", ""),
+        command=command,
+        git_commit=git_commit(),
+        config_digest=config.digest,
+        steps=tuple(
+            StepSummary(
+                name=name.replace("_", " "),
+                seconds=record["seconds"],
+                note=_note(name, record["info"]),
+                state=record["state"] if record["state"] != "running" else "stopped",
+            )
+            for name, record in [*steps.items(), *_traffic_step(served)]
+            if not name.startswith("end_of_")
+        ),
+        quality=info.get("validate"),
+        losses=info.get("train"),
+        evaluation=info.get("evaluate"),
+        release=info.get("export"),
+        infra=info.get("infra_validate"),
+        decision=info.get("gate"),
+        samples=tuple(_sample(entry) for entry in served.get("recommendations", [])),
+        ledger=tuple(entry.to_dict() for entry in Ledger(home).entries()[-LEDGER_TAIL:]),
+        failure=failure,
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read
+
+
+def _traffic_step(served: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    sent = served.get("traffic")
+    return [("traffic", {"state": "done", "seconds": sent["seconds"], "info": sent})] if sent else []
+
+
+def _note(step: str, info: dict[str, Any]) -> str:
+    """What a reader should know of a step, in a few words."""
+    if not info:
+        return ""
+    match step:
+        case "ingest":
+            return f"{info['events']:,} events, {info['items']:,} items, {info['users']:,} users"
+        case "validate":
+            return f"{sum(info['quarantined'].values()):,} rows quarantined"
+        case "materialize":
+            return ", ".join(f"{count:,} {split}" for split, count in info["rows"].items()) + " rows"
+        case "champion" | "infra_validate":
+            return f"release {info['release']}"
+        case "train":
+            return f"{info['steps']:,} steps, best epoch {info['best_epoch']}"
+        case "evaluate":
+            return "at least as good" if info["blessed"] else "no better than the champion"
+        case "export":
+            return f"release {info['number']}"
+        case "deploy":
+            return str(info["name"])
+        case "traffic":
+            return f"{info['requests']:,} requests of {info['users']:,} users, p50 {info['p50_ms']:.0f} ms"
+        case "gate":
+            return str(info["verdict"])
+        case "act":
+            return f"champion: release {info['champion']}"
+        case "collect":
+            return f"{info['events']:,} events kept"
+    return ""
+
+
+def _sample(entry: dict[str, Any]) -> UserSample:
+    def slots(arm: str) -> tuple[Slot, ...]:
+        return tuple(
+            Slot(
+                item_id=item["item_id"],
+                title=item["title"] or item["item_id"],
+                kind=item["kind"] or "",
+                price=item["price"],
+                currency="USD" if item["price"] is not None else "",
+                source=item["source"],
+            )
+            for item in entry["arms"].get(arm, {}).get("items", [])
+        )
+
+    return UserSample(
+        user_id=entry["user"],
+        scenario=entry["scenario"],
+        query=entry["query"],
+        recent=tuple(item["title"] or item["item_id"] for item in entry["clicked"]),
+        champion=slots("champion"),
+        challenger=slots("challenger"),
+    )

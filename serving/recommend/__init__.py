@@ -1,0 +1,1 @@
+"""What `recommend` does between a request and its answer: numpy, the standard library, and no server."""

@@ -1,0 +1,47 @@
+"""A release's parts asked through Triton (business logic scripting), from inside the `recommend` model.
+
+Imported only by the server's Python, where `triton_python_backend_utils` exists.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from omnifeed.errors import UnavailableError
+from omnifeed.serving.recommend.parts import OUTPUTS, Arrays, as_batched
+
+
+class BlsParts:
+    """`Parts` of one release: the Triton models `<part>_<number>`, version 1, pinned."""
+
+    def __init__(self, number: str) -> None:
+        self._number = number
+
+    def item_encoder(self, inputs: Arrays) -> Arrays:
+        """See `Parts.item_encoder`."""
+        return self._call("item_encoder", inputs)
+
+    def user_encoder(self, inputs: Arrays) -> Arrays:
+        """See `Parts.user_encoder`."""
+        return self._call("user_encoder", inputs)
+
+    def ranker(self, inputs: Arrays) -> Arrays:
+        """See `Parts.ranker`."""
+        return self._call("ranker", inputs)
+
+    def _call(self, part: str, inputs: Arrays) -> Arrays:
+        request = pb_utils.InferenceRequest(
+            model_name=f"{part}_{self._number}",
+            model_version=1,
+            requested_output_names=list(OUTPUTS[part]),
+            inputs=[
+                pb_utils.Tensor(name, np.ascontiguousarray(value)) for name, value in as_batched(part, inputs).items()
+            ],
+        )
+        response = request.exec()
+        if response.has_error():
+            raise UnavailableError(
+                f"{part}_{self._number} did not answer: {response.error().message()}.", "See its log."
+            )
+        return {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}

@@ -1,0 +1,301 @@
+"""The path of one request: route, read the user, retrieve, filter, rank, value, diversify, explore, log, answer.
+
+When a part fails the answer degrades in this order and says so: a challenger that cannot is answered by the champion
+(the user stays the challenger's: intention to treat); without features a user counts as new; without a ranker the
+order is retrieval's; without a model it is what trends. Nothing is returned that the filters would not pass.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from omnifeed.config import ServingConfig
+from omnifeed.errors import InputError, UnavailableError
+from omnifeed.export.catalogue import Bools
+from omnifeed.export.encode import (
+    ACTIONS,
+    MAX_QUERY_CHARS,
+    Floats,
+    UserRow,
+    candidate_dense,
+    encode_request,
+    text_vector,
+)
+from omnifeed.serving.recommend import retrieve, slate
+from omnifeed.serving.recommend.contract import Answer, Reason, Request, Source, check
+from omnifeed.serving.recommend.exposures import ExposureLog
+from omnifeed.serving.recommend.index import Index
+from omnifeed.serving.recommend.live import Live, Loaded, State
+from omnifeed.serving.recommend.retrieve import Candidates
+from omnifeed.serving.recommend.routing import Route
+
+log = logging.getLogger(__name__)
+
+
+class Features(Protocol):
+    """Reads one user's row."""
+
+    def user(self, user_id: str, timeout_s: float) -> UserRow:
+        """The row; an unknown user's is empty. Raises UnavailableError after the deadline."""
+        ...
+
+
+class _PartFailedError(Exception):
+    """A release cannot answer; carries the reason."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Recommender:
+    """Answers requests from the live state.
+
+    Args:
+        features: None answers every user as one whose features are not to be had.
+        exposures: where answers are logged.
+        clock: UTC microseconds now.
+        simulated_clock: whether requests may carry their own `now`.
+    """
+
+    def __init__(
+        self,
+        live: Live,
+        features: Features | None,
+        exposures: ExposureLog,
+        config: ServingConfig,
+        clock: Callable[[], int],
+        simulated_clock: bool,
+    ) -> None:
+        self._live = live
+        self._features = features
+        self._exposures = exposures
+        self._config = config
+        self._clock = clock
+        self._simulated = simulated_clock
+
+    def recommend(self, request: Request) -> Answer:
+        """Answer one request and log its exposures.
+
+        Raises:
+            InputError: the request breaks a limit, names no arm that there is, or carries `now` on a real clock.
+            UnavailableError: there is no catalogue or no champion yet.
+        """
+        check(request)
+        if request.now is not None and not self._simulated:
+            raise InputError("now was given to a server with a real clock.", "Leave it out.")
+        now = request.now if request.now is not None else self._clock()
+        state = self._live.state
+        route = state.routing.route(request.user_id, request.arm, now)
+        if state.catalogue is None:
+            raise UnavailableError("The server has no catalogue yet.", "Write a snapshot, or ask again in a second.")
+        call = _Call(self._config, self._features, state, request, now)
+        call.answer(route)
+        answer = Answer(
+            item_ids=tuple(call.item_ids),
+            scores=tuple(call.scores),
+            sources=tuple(call.sources),
+            propensities=call.propensities,
+            degraded=tuple(dict.fromkeys(call.degraded)),
+            arm=route.arm,
+            release=call.release,
+            experiment=route.experiment,
+            request_id=request.request_id,
+        )
+        if not request.probe and not self._exposures.append(request, answer, call.query, now):
+            answer = replace(answer, degraded=(*answer.degraded, Reason.EXPOSURES_NOT_LOGGED))
+        return answer
+
+
+class _Call:
+    """One request on its way."""
+
+    def __init__(
+        self, config: ServingConfig, features: Features | None, state: State, request: Request, now: int
+    ) -> None:
+        self.config, self.features, self.state, self.request, self.now = config, features, state, request, now
+        self.degraded: list[Reason] = []
+        self.query = (request.query or "")[:MAX_QUERY_CHARS] or None
+        if request.query is not None and len(request.query) > MAX_QUERY_CHARS:
+            self.degraded.append(Reason.QUERY_TRUNCATED)
+        self.count = max(config.retrieve, request.k)
+        self.row: UserRow | None = None
+        self.release = ""
+        self.item_ids: list[str] = []
+        self.scores: list[float] = []
+        self.sources: list[Source] = []
+        self.propensities: tuple[float, ...] | None = None
+
+    def answer(self, route: Route) -> None:
+        """Fill the slate from the route's release, its fallback, or what trends."""
+        for number in dict.fromkeys((route.release, route.fallback)):
+            try:
+                index, candidates = self._from_release(number, strict=number != route.fallback)
+            except _PartFailedError as failure:
+                self.degraded.append(failure.reason)
+                if number != route.fallback:
+                    self.degraded.append(Reason.CHAMPION_ANSWER)
+                continue
+            self.release = number
+            self._fill(index, candidates)
+            return
+        assert self.state.trending is not None
+        self.release = route.fallback
+        self.degraded.append(Reason.TRENDING_ORDER)
+        self._fill(self.state.trending, self._trending(self.state.trending))
+
+    def _from_release(self, number: str, strict: bool) -> tuple[Index, Candidates]:
+        loaded = self.state.loaded.get(number)
+        if loaded is None:
+            raise _PartFailedError(Reason.RELEASE_REFUSED if number in self.state.refused else Reason.INDEX_NOT_READY)
+        if self.request.scenario not in loaded.index.spec.scenarios:
+            self.degraded.append(Reason.UNKNOWN_SCENARIO)
+        if loaded.parts is None:
+            return loaded.index, self._trending(loaded.index)
+        return loaded.index, self._network(loaded, strict)
+
+    def _trending(self, index: Index) -> Candidates:
+        mask, query = self._mask(index), self._query_vector(index)
+        if self.request.candidates is None:
+            return retrieve.trending(index, self.request.scenario, query, mask, self.count)
+        rows = self._own(index, mask)
+        scores = retrieve.own_trending(index, rows, self.request.scenario, query)
+        return Candidates(rows, scores, retrieve.source_of(Source.CANDIDATE, len(rows)))
+
+    def _network(self, loaded: Loaded, strict: bool) -> Candidates:
+        index, parts = loaded.index, loaded.parts
+        assert parts is not None
+        assert index.vec is not None
+        assert index.key is not None
+        inputs: dict[str, npt.NDArray[Any]] = self._encoded(index)
+        query = inputs["query"][0] if self.query else None
+        inputs["hist_vec"] = index.vec[inputs.pop("hist_row")]
+        try:
+            user = parts.user_encoder(inputs)
+        except Exception as error:
+            log.error("user encoder of release %s: %s", loaded.release.number, type(error).__name__)
+            raise _PartFailedError(Reason.USER_ENCODER_FAILED) from None
+        if not np.isfinite(user["user_vec"]).all():
+            raise _PartFailedError(Reason.NAN_SCORES)
+        mask = self._mask(index)
+        if self.request.candidates is None:
+            found = retrieve.dense(index, user["user_vec"][0], self.request.scenario, query, mask, self.count)
+        else:
+            rows = self._own(index, mask)
+            found = Candidates(
+                rows, index.key[rows] @ user["user_vec"][0], retrieve.source_of(Source.CANDIDATE, len(rows))
+            )
+        if not len(found.rows):
+            return found
+        try:
+            ranked = parts.ranker(
+                {
+                    "states": user["states"],
+                    "states_mask": user["states_mask"],
+                    "request_state": user["request_state"],
+                    "scenario": inputs["scenario"],
+                    "cand_vec": index.vec[found.rows][None],
+                    "cand_dense": self._candidate_dense(index, found, inputs["query"][0])[None],
+                }
+            )["probabilities"][0]
+            reason = None if np.isfinite(ranked).all() else Reason.NAN_SCORES
+        except Exception as error:
+            log.error("ranker of release %s: %s", loaded.release.number, type(error).__name__)
+            reason = Reason.RANKER_FAILED
+        if reason is not None:
+            if strict:
+                raise _PartFailedError(reason)
+            self.degraded += [reason, Reason.RETRIEVAL_ORDER]
+            return found
+        price = index.catalogue.price[found.rows - 1]
+        scores = slate.values(ranked, loaded.release.tasks, self.config.value, price, self.config.price_power)
+        return Candidates(found.rows, scores, found.sources)
+
+    def _encoded(self, index: Index) -> dict[str, npt.NDArray[Any]]:
+        request = self.request
+        for user in (self._user_row(), UserRow({})):
+            try:
+                return encode_request(
+                    request.user_id, request.scenario, self.query, self.now, user, index.rows, index.spec
+                )
+            except (ValueError, TypeError, OverflowError):
+                self.degraded.append(Reason.NO_FEATURES)  # a stored row that cannot be read
+        raise _PartFailedError(Reason.USER_ENCODER_FAILED)
+
+    def _user_row(self) -> UserRow:
+        """The stored row, once a request, under what the request itself says."""
+        if self.row is not None:
+            return self.row
+        request = self.request
+        stored = UserRow({})
+        try:
+            if self.features is None:
+                raise UnavailableError("No feature server is configured.", "Start one.")
+            stored = self.features.user(request.user_id, self.config.feature_deadline_ms / 1000)
+            if not stored.values and not stored.history_item:
+                self.degraded.append(Reason.UNKNOWN_USER)
+        except UnavailableError:
+            self.degraded.append(Reason.NO_FEATURES)
+        said = {name: value for name, value in (("locale", request.locale), ("device", request.device)) if value}
+        self.row = replace(stored, values={**said, **stored.values})
+        if request.history is not None:
+            self.row = replace(
+                self.row,
+                history_item=request.history.items,
+                history_action=tuple(1 + ACTIONS.index(action) for action in request.history.actions),
+                history_scenario=request.history.scenarios,
+                history_ts=request.history.ts,
+            )
+        return self.row
+
+    def _mask(self, index: Index) -> Bools:
+        return retrieve.allowed(index, self.now, self.request.exclude)
+
+    def _query_vector(self, index: Index) -> Floats | None:
+        return text_vector(self.query, index.spec.text_dims, index.spec.salt) if self.query else None
+
+    def _own(self, index: Index, mask: Bools) -> npt.NDArray[np.int64]:
+        asked = self.request.candidates or ()
+        rows = retrieve.own(index, asked, mask)
+        if len(rows) < len(set(asked)):
+            self.degraded.append(Reason.UNKNOWN_CANDIDATES)
+        return rows
+
+    def _candidate_dense(self, index: Index, found: Candidates, query: Floats) -> Floats:
+        catalogue, items = index.catalogue, found.rows - 1
+        return candidate_dense(
+            catalogue.features_of(self.request.scenario)[items],
+            catalogue.created_ts[items],
+            catalogue.on_air(self.now)[items],
+            index.text[found.rows],
+            query,
+            self.now,
+        )
+
+    def _fill(self, index: Index, candidates: Candidates) -> None:
+        request, config = self.request, self.config
+        texts = index.catalogue.texts
+        authors = index.catalogue.author[candidates.rows - 1]
+        if request.candidates is None and slate.explored(request.request_id, config.explore_share):
+            chosen = slate.explore(
+                candidates.scores,
+                authors,
+                request.k,
+                config.creator_limit,
+                config.explore_temperature,
+                request.request_id,
+            )
+        else:
+            chosen = slate.ordered(candidates.scores, authors, request.k, config.creator_limit)
+        self.item_ids = [str(texts["item_id"][int(candidates.rows[place]) - 1]) for place in chosen.places]
+        self.scores = [float(candidates.scores[place]) for place in chosen.places]
+        self.sources = [candidates.sources[place] for place in chosen.places]
+        self.propensities = chosen.propensities
+        if len(self.item_ids) < request.k:
+            self.degraded.append(Reason.FEWER_THAN_K)

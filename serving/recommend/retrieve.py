@@ -1,0 +1,107 @@
+"""Candidates of one request: the nearest items to the user's vector, joined by what trends, past every filter.
+
+The filters come first, so that a filtered item can neither be returned nor take a place; the order of ties is the
+catalogue's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from omnifeed.export.catalogue import Bools
+from omnifeed.export.encode import Floats, Ints
+from omnifeed.export.trending import trending_scores
+from omnifeed.serving.recommend.contract import Source
+from omnifeed.serving.recommend.index import Index
+
+TRENDING_SHARE = 0.2  # of the candidates' places, kept for what trends in the scenario
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """K candidates: rows of the index, best first, with what they were retrieved by."""
+
+    rows: Ints  # [K]
+    scores: Floats  # [K]
+    sources: npt.NDArray[np.object_]  # [K], of Source
+
+
+def source_of(source: Source, count: int) -> npt.NDArray[np.object_]:
+    """The same source `count` times."""
+    return np.full(count, source, np.object_)
+
+
+def allowed(index: Index, now: int, exclude: Iterable[str]) -> Bools:
+    """bool [N]: the catalogue's items that may be shown now and that the request does not exclude."""
+    mask = index.catalogue.eligible(now)
+    for item in exclude:
+        row = index.rows.get(item, 0)
+        if row:
+            mask[row - 1] = False
+    return mask
+
+
+def trending(index: Index, scenario: str, query: Floats | None, mask: Bools, count: int) -> Candidates:
+    """The items that trend in the scenario, those that match the query first.
+
+    Args:
+        query: float32 [text_dims], the query's text vector; None without a query.
+    """
+    scores = _trending_scores(index, scenario, query)
+    rows = _top(scores, mask, count)
+    return Candidates(rows + 1, scores[rows], source_of(Source.TRENDING, len(rows)))
+
+
+def dense(index: Index, user_vec: Floats, scenario: str, query: Floats | None, mask: Bools, count: int) -> Candidates:
+    """The nearest items by dot product, and the most trending in a share of the places.
+
+    Args:
+        user_vec: float32 [d].
+
+    Returns:
+        at most `count` candidates, all scored by the dot product.
+    """
+    assert index.key is not None
+    scores = index.key[1:] @ user_vec
+    nearest = _top(scores, mask, count)
+    quota = int(count * TRENDING_SHARE)
+    head = nearest[: count - quota]
+    trend = trending(index, scenario, query, mask, count).rows - 1
+    joined = trend[~np.isin(trend, head)][:quota]
+    rest = nearest[count - quota :]
+    rest = rest[~np.isin(rest, joined)][: count - len(head) - len(joined)]
+    rows = np.concatenate([head, joined, rest])
+    order = np.argsort(-scores[rows], kind="stable")
+    sources = source_of(Source.DENSE, len(rows))
+    sources[len(head) : len(head) + len(joined)] = Source.TRENDING
+    return Candidates(rows[order] + 1, scores[rows[order]], sources[order])
+
+
+def own(index: Index, items: Sequence[str], mask: Bools) -> Ints:
+    """Rows of the caller's candidates that may be shown, each once, in the caller's order."""
+    rows = [index.rows.get(item, 0) for item in dict.fromkeys(items)]
+    return np.array([row for row in rows if row and mask[row - 1]], np.int64)
+
+
+def own_trending(index: Index, rows: Ints, scenario: str, query: Floats | None) -> Floats:
+    """float32 [K]: trending scores of the caller's candidates."""
+    return _trending_scores(index, scenario, query)[rows - 1]
+
+
+def _trending_scores(index: Index, scenario: str, query: Floats | None) -> Floats:
+    match = index.text[1:] @ query if query is not None else None
+    return trending_scores(index.catalogue.trending_of(scenario), match)
+
+
+def _top(scores: Floats, mask: Bools, count: int) -> npt.NDArray[np.int64]:
+    """Rows from 0 of the `count` best scores among the masked, best first."""
+    rows = np.flatnonzero(mask)
+    if len(rows) > 4 * count:
+        kept = np.argpartition(-scores[rows], count)[: count + 1]
+        threshold = scores[rows[kept]].min()
+        rows = rows[scores[rows] >= threshold]
+    return rows[np.argsort(-scores[rows], kind="stable")[:count]].astype(np.int64)

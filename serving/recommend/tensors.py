@@ -1,0 +1,98 @@
+"""Between Triton's tensors and `Request` and `Answer`: both directions of the edge, on the server's side."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from omnifeed.errors import InputError
+from omnifeed.serving.recommend.contract import Answer, History, Request
+
+Array = npt.NDArray[Any]
+
+
+def request_from_tensors(tensors: Mapping[str, Array]) -> Request:
+    """A request; an empty string of an optional input counts as absent, a missing request_id gets a random one.
+
+    Raises:
+        InputError: a tensor holds more or less than one value where one is asked for, or is not UTF-8.
+    """
+
+    def one(name: str) -> Any:
+        tensor = tensors.get(name)
+        if tensor is None:
+            return None
+        if tensor.size != 1:
+            raise InputError(f"{name} has {tensor.size} values.", "Send one.")
+        return tensor.reshape(-1)[0]
+
+    def text(name: str) -> str | None:
+        value = one(name)
+        return _decoded(name, value) or None if value is not None else None
+
+    def texts(name: str) -> tuple[str, ...] | None:
+        tensor = tensors.get(name)
+        return None if tensor is None else tuple(_decoded(name, value) for value in tensor.reshape(-1))
+
+    def number(name: str) -> int | None:
+        value = one(name)
+        return None if value is None else int(value)
+
+    history = None
+    items = texts("history_item")
+    if items is not None:
+        history = History(
+            items=items,
+            actions=texts("history_action") or (),
+            scenarios=texts("history_scenario") or (),
+            ts=tuple(int(value) for value in tensors.get("history_ts", np.zeros(0, np.int64)).reshape(-1)),
+        )
+    k = number("k")
+    return Request(
+        user_id=text("user_id") or "",
+        scenario=text("scenario") or "",
+        request_id=text("request_id") or uuid.uuid4().hex,
+        k=10 if k is None else k,
+        query=text("query"),
+        candidates=texts("candidates"),
+        exclude=texts("exclude") or (),
+        arm=text("arm"),
+        now=number("now"),
+        locale=text("locale"),
+        device=text("device"),
+        history=history,
+        probe=bool(one("probe")),
+    )
+
+
+def answer_tensors(answer: Answer) -> dict[str, Array]:
+    """The output tensors, in the order of the configuration."""
+    count = len(answer.item_ids)
+    propensities = answer.propensities if answer.propensities is not None else [np.nan] * count
+    return {
+        "item_ids": _texts(*answer.item_ids),
+        "scores": np.array(answer.scores, np.float32),
+        "sources": _texts(*answer.sources),
+        "propensities": np.array(propensities, np.float32),
+        "degraded": _texts(*answer.degraded),
+        "arm": _texts(answer.arm),
+        "release": _texts(answer.release),
+        "experiment": _texts(answer.experiment),
+        "request_id": _texts(answer.request_id),
+    }
+
+
+def _texts(*values: str) -> Array:
+    return np.array([str(value).encode() for value in values], np.object_)
+
+
+def _decoded(name: str, value: Any) -> str:
+    raw = value if isinstance(value, bytes) else str(value).encode()
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{name} is not UTF-8.", "Send UTF-8 text.") from None
