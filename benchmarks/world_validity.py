@@ -2,11 +2,12 @@
 
     python benchmarks/world_validity.py
 
-Writes results/world_validity.json. Takes about three minutes on two idle cores.
+Writes results/world_validity.json. Takes about five minutes of one core.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from omnifeed.world.market import Visit, World
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 POLICIES = ("oracle", "affinity", "popularity", "random")
+#: The laws were tuned by looking at seed 7, the demo's; the other seeds were first run when they were finished.
+SEEDS = (7, 11, 12)
 DAYS = range(14, 28)
 SLATE = 10
 RESAMPLES = 1_000
@@ -146,10 +149,11 @@ def scores(
     }
 
 
-def ladder(law: str, requests: int) -> tuple[pd.DataFrame, float, float, Tables]:
+def ladder(law: str, seed: int, requests: int) -> tuple[pd.DataFrame, dict[str, float], Tables]:
     """Each policy's totals by user; the speeds; and the logs that were learnt from."""
+    asked: list[tuple[Visit, list[str]]] = []
     begin = time.process_time()
-    world = World(WorldConfig(law=law))
+    world = World(WorldConfig(law=law, seed=seed))
     tables = world.tables()
     events_per_s = tables.events.num_rows / (time.process_time() - begin)
     learnt = Learnt(tables)
@@ -168,13 +172,22 @@ def ladder(law: str, requests: int) -> tuple[pd.DataFrame, float, float, Tables]
                 slate = day.ids[here[np.argsort(-score, kind="stable")[:SLATE]]].tolist()
                 begin = time.process_time()
                 answer = world.respond(visit, slate)
+                asked.append((visit, slate))
                 answering += time.process_time() - begin
                 gmv = sum(response.gmv for response in answer)
                 orders = sum(response.outcomes["order"] for response in answer)
                 clicks = sum(response.outcomes["click"] for response in answer)
                 rows.append((visit.user_id, visit.scenario, name, gmv, orders, clicks))
     frame = pd.DataFrame(rows, columns=["user_id", "scenario", "policy", "gmv", "orders", "clicks"])
-    return frame, events_per_s, len(rows) / answering, tables
+    begin = time.process_time()
+    for visit, slate in asked[-2_000:]:
+        world.respond(visit, slate)
+    speeds = {
+        "events_per_cpu_s": events_per_s,
+        "slates_answered_per_cpu_s": 2_000 / (time.process_time() - begin),
+        "slates_answered_per_cpu_s_between_other_work": len(rows) / answering,
+    }
+    return frame, speeds, tables
 
 
 def interval(draws: Floats) -> tuple[float, float]:
@@ -182,7 +195,7 @@ def interval(draws: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def ladder_rows(law: str, frame: pd.DataFrame) -> list[dict[str, Any]]:
+def ladder_rows(law: str, seed: int, frame: pd.DataFrame) -> list[dict[str, Any]]:
     rng = np.random.default_rng(1)
     found = []
     for metric, unit in (("gmv", "USD"), ("orders", "1"), ("clicks", "1")):
@@ -191,25 +204,25 @@ def ladder_rows(law: str, frame: pd.DataFrame) -> list[dict[str, Any]]:
         picks = rng.integers(0, len(totals), (RESAMPLES, len(totals)))
         means = np.stack([totals[pick].mean(0) for pick in picks])
         for place, policy in enumerate(POLICIES):
-            labels = {"law": law, "policy": policy, "unit": unit}
+            labels = {"law": law, "seed": seed, "policy": policy, "unit": unit}
             found.append(
                 row(f"{metric}_per_user", float(totals[:, place].mean()), *interval(means[:, place]), **labels)
             )
         for better, worse in (("oracle", "popularity"), ("affinity", "popularity"), ("popularity", "random")):
             left, right = POLICIES.index(better), POLICIES.index(worse)
-            labels = {"law": law, "policy": f"{better} over {worse}", "unit": "ratio"}
+            labels = {"law": law, "seed": seed, "policy": f"{better} over {worse}", "unit": "ratio"}
             value = float(totals[:, left].mean() / totals[:, right].mean())
             found.append(row(f"{metric}_ratio", value, *interval(means[:, left] / means[:, right]), **labels))
     for scenario, part in frame.groupby("scenario"):
         means_ = part.groupby("policy")["gmv"].mean()
         for policy in POLICIES:
-            labels = {"law": law, "policy": policy, "scenario": scenario, "unit": "USD"}
+            labels = {"law": law, "seed": seed, "policy": policy, "scenario": scenario, "unit": "USD"}
             found.append(row("gmv_per_request", float(means_[policy]), **labels))
     return found
 
 
-def power_rows(law: str, frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """How often a two-sided test on a fresh half-and-half split of these users calls affinity over popularity."""
+def power_rows(law: str, seed: int, frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """How often a two-sided test on a fresh half-and-half split of resampled users calls affinity over popularity."""
     rng = np.random.default_rng(2)
     found = []
     for metric in ("orders", "gmv"):
@@ -220,11 +233,18 @@ def power_rows(law: str, frame: pd.DataFrame) -> list[dict[str, Any]]:
         called = []
         for _ in range(SPLITS):
             side = rng.random(len(by_user)) < 0.5
-            a, b = new[side], old[~side]
+            drawn = rng.integers(0, len(by_user), len(by_user))
+            a, b = new[drawn[side]], old[drawn[~side]]
             called.append((a.mean() - b.mean()) / np.sqrt(a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b)) > 1.959964)
         share = float(np.mean(called))
         half = 1.96 * np.sqrt(share * (1 - share) / SPLITS)
-        labels = {"law": law, "policy": "affinity over popularity", "unit": "share", "users": len(by_user)}
+        labels = {
+            "law": law,
+            "seed": seed,
+            "policy": "affinity over popularity",
+            "unit": "share",
+            "users": len(by_user),
+        }
         found.append(row(f"power_{metric}_per_user", share, max(share - half, 0.0), min(share + half, 1.0), **labels))
     return found
 
@@ -253,15 +273,27 @@ def marginal_rows(label: str, events: pd.DataFrame, users: int, days: int) -> li
     return found
 
 
+def shortfalls(rows: list[dict[str, Any]]) -> list[str]:
+    """Where the market misses its targets of 90 % power and 40 % more orders for a taste-aware ranking."""
+    found = []
+    for entry in rows:
+        label = f"{entry['metric']} of {entry.get('policy')}, law {entry.get('law')}, seed {entry.get('seed')}"
+        if entry["metric"].startswith("power_") and entry["value"] < 0.9:
+            found.append(f"Target of 0.90 missed: {label}: {entry['value']:.2f}.")
+        if entry["metric"] == "orders_ratio" and entry["policy"].startswith("affinity") and entry["value"] < 1.4:
+            found.append(f"Target of 1.40 missed: {label}: {entry['value']:.2f}.")
+    return found
+
+
 def main() -> None:
     rows: list[dict[str, Any]] = []
-    for law in sorted(LAWS):
-        frame, events_per_s, answers_per_s, tables = ladder(law, ExperimentConfig().max_requests)
-        rows.append(row("events_per_cpu_s", events_per_s, law=law, unit="1/CPU-s"))
-        rows.append(row("slates_answered_per_cpu_s", answers_per_s, law=law, unit="1/CPU-s"))
-        rows += ladder_rows(law, frame) + power_rows(law, frame)
-        config = WorldConfig()
-        rows += marginal_rows(f"world, {law}", tables.events.to_pandas(), config.users, config.history_days)
+    for law, seed in itertools.product(sorted(LAWS), SEEDS):
+        frame, speeds, tables = ladder(law, seed, ExperimentConfig().max_requests)
+        rows += ladder_rows(law, seed, frame) + power_rows(law, seed, frame)
+        if seed == SEEDS[0]:
+            rows += [row(name, speed, law=law, seed=seed, unit="1/CPU-s") for name, speed in speeds.items()]
+            config = WorldConfig()
+            rows += marginal_rows(f"world, {law}", tables.events.to_pandas(), config.users, config.history_days)
     notes = [
         "Speeds are per second of CPU time on one thread, world construction included for events, because the machine "
         "was shared while they were taken; wall-clock speed is at most that.",
@@ -270,8 +302,10 @@ def main() -> None:
         "Oracle knows the expected GMV of every item. Affinity and popularity count the log of days 0 to 13 and differ "
         "by the user's factors alone (title script by locale, smoothed category rates); neither is retrained. Both use "
         "creator rates for new items and the text match in search. Random keeps to the scenario's own kind of item.",
-        "Power: share of random half-and-half splits of the users in the ladder in which a Welch z test at 5 % calls "
-        "affinity better; both answers of a user are known, so splits are not independent samples of users.",
+        "Power: share of half-and-half splits of resampled users in which a Welch z test at 5 % calls affinity better. "
+        "Its interval covers the splits alone; each seed has one ladder's effect behind it, so compare the seeds.",
+        "Both laws were tuned by hand on seed 7 and the very days of its ladder (oracle at least 3 times popularity in "
+        "GMV, affinity about 40 % above it in orders), so seed 7 may flatter; seeds 11 and 12 were unseen.",
         "The parameters of both laws were set by hand until the marginals were plausible and personal taste mattered; "
         "they are no estimates. That the ladder holds is by construction of the market; its steps are measured.",
     ]
@@ -283,19 +317,20 @@ def main() -> None:
         rows += marginal_rows("KuaiRand-Pure", log, source.tables.users.num_rows, 14)
         notes.append(
             "KuaiRand-Pure keeps 7,583 videos of a far larger log, so its sessions are thinned and its impressions a "
-            "session far too few; its click and long_view rates are of full-screen video and stand above the world's."
+            "session far too few; its click and long_view rates stand far above the world's, its hide rate far below."
         )
+    notes += shortfalls(rows)
     write_result(
         "world_validity",
         "The simulated market: speed, policy ladder by law, power, marginals beside KuaiRand-Pure",
         rows,
         data="the simulated market (laws default and other); ../shared/data/kuairand_pure",
-        seeds=[WorldConfig().seed],
+        seeds=list(SEEDS),
         notes=notes,
         libraries=("numpy", "pandas", "pyarrow"),
     )
     for entry in rows:
-        labels = ", ".join(str(entry[name]) for name in ("law", "world", "policy", "scenario") if name in entry)
+        labels = ", ".join(str(entry[name]) for name in ("law", "seed", "world", "policy", "scenario") if name in entry)
         low, high = entry["low"], entry["high"]
         spread = "" if low is None else f"  [{low:.4g}, {high:.4g}]"
         print(f"{entry['metric']:32} {labels:44} {entry['value']:.4g}{spread}")

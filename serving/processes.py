@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,6 +24,10 @@ _LAUNCH = (
     "os.getppid() == int(sys.argv[1]) or sys.exit(1)\n"
     "os.execvp(sys.argv[2], sys.argv[2:])\n"
 )
+
+
+#: How Triton, Python's logging and Python itself begin a line about an error.
+_ERROR = re.compile(r"E\d{4} |ERROR|CRITICAL|\w*(Error|Exception):")
 
 
 class Child:
@@ -62,8 +67,8 @@ class Child:
     def failure(self, what: str) -> UnavailableError:
         """An error that ends with the last lines of the log."""
         lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("E") or "rror" in line]
-        tail = "\n".join(dict.fromkeys([*errors[-4:], *lines[-4:]]))
+        errors = [line for line in lines if _ERROR.match(line)]  # once each: a server repeats itself while it ends
+        tail = "\n".join(dict.fromkeys([*list(dict.fromkeys(errors))[-6:], *lines[-4:]]))
         return UnavailableError(
             f"{self.name} {what}. The last lines of {self.log}:\n{tail}\n", "Mend it and start again."
         )

@@ -8,6 +8,7 @@ backend.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import shutil
 import time
@@ -26,12 +27,15 @@ from omnifeed.home import Home, write_atomic
 from omnifeed.serving.client import CHANNEL_ARGS, Client
 from omnifeed.serving.processes import HOST, Child, free_ports, listening
 from omnifeed.serving.recommend.contract import Reason
-from omnifeed.serving.recommend.routing import read_routing
+from omnifeed.serving.recommend.routing import read_routing, routing_stamp
+
+log = logging.getLogger(__name__)
 
 SERVING = Path(__file__).parent
-START_S = 60.0  # Feast alone takes 8 to 13 s of imports on a cold disk
+START_S = 120.0  # Feast alone takes 8 to 13 s of imports on a cold disk, and more on a busy machine
 DRAIN_S = 30.0
 LOAD_S = 60.0
+GRACE_S = 1.0  # twice the interval at which `recommend` looks at the routing
 PROBES = 8  # answers in a row that make an arm ready
 TRITON_ENV = "OMNIFEED_TRITON_ENV"
 
@@ -51,6 +55,7 @@ class LocalServer:
         self._simulated, self._with_features = simulated_clock, features
         self._children: list[Child] = []
         self._loaded: set[str] = set()
+        self._stamp: tuple[int, ...] = ()
         self._folder = home.root
         self._triton: triton.InferenceServerClient | None = None
 
@@ -79,18 +84,6 @@ class LocalServer:
     def children(self) -> tuple[Child, ...]:
         """The running programs: Triton, then the feature server."""
         return tuple(self._children)
-
-    def watch(self) -> None:
-        """Follow the experiment and the ledger, as `refresh` does, where they have moved.
-
-        Raises:
-            UnavailableError: one of the programs has ended.
-        """
-        for child in self._children:
-            if not child.alive():
-                raise child.failure("ended")
-        if set(read_routing(self.home).releases()) != self._loaded:
-            self.refresh()
 
     def stop(self) -> None:
         """Let requests in flight finish, then end every process."""
@@ -122,15 +115,33 @@ class LocalServer:
 
     def refresh(self) -> None:
         """Load what the experiment and the ledger route to now, and unload what they no longer do."""
+        self._stamp = routing_stamp(self.home)
         routed = read_routing(self.home).releases()
         for number in routed:
             if number not in self._loaded:
                 self.load(number)
-        for number in self._loaded - set(routed):
-            self.unload(number)
         self._await_answers(time.monotonic() + LOAD_S)
+        retired = self._loaded - set(routed)
+        if retired:
+            time.sleep(GRACE_S)  # an instance that has not looked at the routing since may still ask them
+        for number in retired:
+            self.unload(number)
+
+    def watch(self) -> None:
+        """Follow the routing; call it about once a second. A release that cannot be loaded leaves the others serving.
+
+        Raises:
+            UnavailableError: Triton or the feature server has ended.
+        """
+        self._check_alive("has ended")
+        if routing_stamp(self.home) != self._stamp:
+            try:
+                self.refresh()
+            except OmnifeedError as error:
+                log.error("%s", error)
 
     def _start(self) -> None:
+        self._stamp = routing_stamp(self.home)
         routed = read_routing(self.home).releases()
         if not routed:
             raise UnavailableError(
@@ -229,13 +240,16 @@ class LocalServer:
         }
         self._children.insert(0, Child("Triton", command, variables, self.log))
 
+    def _check_alive(self, otherwise: str) -> None:
+        for child in self._children:
+            if not child.alive():
+                raise child.failure(otherwise)
+
     def _await_ready(self, deadline: float) -> None:
         assert self._triton is not None
         features_port = self.config.serving.features_port if self._with_features else None
         while True:
-            for child in self._children:
-                if not child.alive():
-                    raise child.failure("ended while it started")
+            self._check_alive("ended while it started")
             try:
                 if self._triton.is_server_ready(client_timeout=1) and (not features_port or listening(features_port)):
                     return
@@ -264,6 +278,7 @@ class LocalServer:
 
             for arm in arms:
                 while missing := set(two.map(probe, [arm] * PROBES)) - {""}:
+                    self._check_alive("ended while it was asked")
                     if time.monotonic() > deadline:
                         raise self._children[0].failure(f"does not answer for arm {arm}: {'; '.join(missing)}")
                     time.sleep(0.1)

@@ -22,6 +22,7 @@ LIGHT = (
     "omnifeed.export.encode",
     "omnifeed.export.release",
     "omnifeed.export.catalogue",
+    "omnifeed.export.golden",
     "omnifeed.export.trending",
     "omnifeed.experiment.assignment",
     "omnifeed.experiment.ledger",

@@ -11,6 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from omnifeed.export.encode import ACTIONS
+
+SIMILARITY = 10.0  # see StateAttention.start_as_similarity
+TRACES = len(ACTIONS) + 1  # channels of a state that hold the event's action, one-hot
+TRACE_SCALE = 6.0  # of these channels, so that their means vary by about one
+
 
 class SwiGLU(nn.Module):
     """W2 (SiLU(W1 x) * W3 x), hidden width twice the input's."""
@@ -94,6 +100,8 @@ class CausalBlock(nn.Module):
 class StateAttention(nn.Module):
     """Queries read the trunk's states; they never read each other.
 
+    The last TRACES channels of a state are not learned: they say what the user did. Each head hands back their mean
+    under its attention, so what a user did with items like the candidate is a feature from the first step on.
     Recency is a learned power law: head h adds -s_h log(1 + r) to the logit of the r-th most recent state, and a
     learned constant to that of the user prefix (position 0).
     """
@@ -105,35 +113,55 @@ class StateAttention(nn.Module):
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
+        self.trace = nn.Linear(heads * TRACES, width, bias=False)
         self.gate = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
         self.slope = nn.Parameter(torch.linspace(0.0, 1.0, heads))
         self.prefix = nn.Parameter(torch.zeros(heads))
         self.feed_forward = GatedFeedForward(width, dropout)
 
-    def forward(self, x: Tensor, keys_values: Tensor, mask: Tensor) -> Tensor:
+    def start_as_similarity(self) -> None:
+        """Initialise queries and keys by one orthogonal matrix, so that a query reads the states that are like it.
+
+        Equal vectors of unit variance have the logit SIMILARITY in every head. From a random start a target attention
+        learns on small logs what is like what only after it has learned the items by heart.
+        """
+        width = self.query.in_features
+        gain = (SIMILARITY / (width // self.heads) ** 0.5) ** 0.5
+        nn.init.orthogonal_(self.query.weight, gain)
+        with torch.no_grad():
+            self.key_value.weight[:width] = self.query.weight
+            self.key_value.weight[:width, -TRACES:] = 0
+
+    def memory(self, states: Tensor) -> Tensor:
+        """Keys, values and traces of states: [..., width] to [..., 2 * width + TRACES]."""
+        return torch.cat([self.key_value(states), states[..., -TRACES:]], dim=-1)
+
+    def forward(self, x: Tensor, memory: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """One read.
 
         Args:
             x: [R, K, width] queries.
-            keys_values: [R, T, 2 * width], `self.key_value` of the states.
+            memory: [R, T, 2 * width + TRACES], `self.memory` of the states.
             mask: bool [R, T], which states a row's queries may read; position 0 is always readable.
 
         Returns:
-            [R, K, width].
+            [R, K, width], and the mean traces [R, K, heads * TRACES].
         """
         q = split_heads(self.query(self.query_norm(x)), self.heads)
-        k, v = (split_heads(part, self.heads) for part in keys_values.chunk(2, dim=-1))
+        width = x.shape[2]
+        k, v = (split_heads(part, self.heads) for part in (memory[..., :width], memory[..., width : 2 * width]))
         index = torch.arange(mask.shape[1], device=mask.device)
         rank = (last_index(mask)[:, None] - index[None, :]).clamp(min=0).to(x.dtype)
         recency = -self.slope[None, :, None] * torch.log1p(rank)[:, None, :]
         bias = torch.where((index == 0)[None, None, :], self.prefix[None, :, None], recency)
         bias = bias.masked_fill(~mask[:, None, :], -1e9)[:, :, None, :]
         logits = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5) + bias
-        merged = (torch.softmax(logits, dim=-1) @ v).transpose(1, 2).flatten(2)
-        x = x + self.dropout(torch.sigmoid(self.gate(x)) * self.out(merged))
-        result: Tensor = self.feed_forward(x)
-        return result
+        weights = torch.softmax(logits, dim=-1)
+        merged = (weights @ v).transpose(1, 2).flatten(2)
+        traces = (weights @ memory[:, None, :, 2 * width :]).transpose(1, 2).flatten(2)
+        x = x + self.dropout(torch.sigmoid(self.gate(x)) * (self.out(merged) + self.trace(traces)))
+        return self.feed_forward(x), traces
 
 
 def last_index(mask: Tensor) -> Tensor:
@@ -148,7 +176,9 @@ def unit(x: Tensor) -> Tensor:
 
 
 def embedding(rows: int, width: int, std: float) -> nn.Embedding:
-    """A table with entries from a normal of this standard deviation."""
+    """A table with entries from a normal of this standard deviation; row 0, the unknown, starts at zero."""
     table = nn.Embedding(rows, width)
     nn.init.normal_(table.weight, std=std)
+    with torch.no_grad():
+        table.weight[0] = 0
     return table

@@ -21,7 +21,7 @@ from omnifeed.export.encode import (
     USER_DIMS,
     EncodeSpec,
 )
-from omnifeed.model.blocks import CausalBlock, StateAttention, embedding, last_index, unit
+from omnifeed.model.blocks import TRACE_SCALE, TRACES, CausalBlock, StateAttention, embedding, last_index, unit
 
 #: Share of requests whose scenario is hidden in training, so that an unknown scenario reads a trained row.
 SCENARIO_DROPOUT = 0.02
@@ -41,7 +41,11 @@ def forget(ids: Tensor, share: float, training: bool) -> Tensor:
 
 
 class ItemEncoder(nn.Module):
-    """Raw and unit vectors of items."""
+    """Raw vectors of items for tokens and ranking, unit keys for retrieval.
+
+    Keys have a projection of their own: where engagement is hard to tell from chance, cosine logits are best when all
+    keys point one way, and the raw vectors must not follow them there.
+    """
 
     def __init__(self, config: ModelConfig, spec: EncodeSpec) -> None:
         super().__init__()
@@ -55,11 +59,15 @@ class ItemEncoder(nn.Module):
         self.text = nn.Linear(spec.text_dims, width, bias=False)
         nn.init.normal_(self.text.weight, std=TEXT_STD)
         self.dense = nn.Linear(ITEM_DIMS, width)
-        nn.init.normal_(self.dense.weight, std=std)
+        for parameter in self.dense.parameters():
+            nn.init.zeros_(parameter)
         self.norm = nn.LayerNorm(width)
         self.inner = nn.Linear(width, 2 * width)
         self.outer = nn.Linear(2 * width, width)
         nn.init.zeros_(self.outer.weight)
+        self.key = nn.Linear(width, width)
+        nn.init.eye_(self.key.weight)
+        nn.init.zeros_(self.key.bias)
 
     levels: Tensor
 
@@ -86,7 +94,7 @@ class ItemEncoder(nn.Module):
             + self.dense(item_dense)
         )
         x = x + self.outer(nn.functional.gelu(self.inner(self.norm(x))))
-        return x, unit(x)
+        return x, unit(self.key(x))
 
 
 class UserEncoder(nn.Module):
@@ -99,6 +107,7 @@ class UserEncoder(nn.Module):
     user_mean: Tensor
     user_scale: Tensor
     profile_offset: Tensor
+    traces: Tensor
 
     def __init__(self, config: ModelConfig, spec: EncodeSpec, text: nn.Linear) -> None:
         super().__init__()
@@ -116,7 +125,10 @@ class UserEncoder(nn.Module):
         self.event_norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(CausalBlock(width, config.heads, config.dropout) for _ in range(config.blocks))
-        self.state_norm = nn.LayerNorm(width)
+        self.state = nn.Linear(width, width - TRACES)
+        nn.init.eye_(self.state.weight)
+        self.state_norm = nn.LayerNorm(width - TRACES)
+        self.register_buffer("traces", TRACE_SCALE * torch.eye(TRACES), persistent=False)
 
         self.register_buffer("user_mean", torch.zeros(USER_DIMS))
         self.register_buffer("user_scale", torch.ones(USER_DIMS))
@@ -145,6 +157,7 @@ class UserEncoder(nn.Module):
     ) -> Tensor:
         """States of B right-padded sequences: [B, 1 + L, width], row 0 the user prefix, row i + 1 event i.
 
+        The last TRACES channels hold the event's action, one-hot, and zeros for the prefix.
         A state reads only what stands at or before it, so padding at the end changes none before it.
         """
         user = self.users(forget(user_bucket, self.user_dropout, self.training))
@@ -155,8 +168,8 @@ class UserEncoder(nn.Module):
         x = self.dropout(torch.cat([prefix[:, None], self.event_norm(tokens)], dim=1))
         for block in self.blocks:
             x = block(x)
-        result: Tensor = self.state_norm(x)
-        return result
+        done = nn.functional.pad(nn.functional.embedding(hist_action, self.traces), (0, 0, 1, 0))
+        return torch.cat([self.state_norm(self.state(x)), done], dim=-1)
 
     def hide_scenario(self, scenario: Tensor) -> Tensor:
         """In training, a small share of the scenarios becomes unknown."""
@@ -165,7 +178,7 @@ class UserEncoder(nn.Module):
     def read(
         self,
         last_state: Tensor,
-        keys_values: Tensor,
+        memory: Tensor,
         mask: Tensor,
         user_dense: Tensor,
         scenario: Tensor,
@@ -177,7 +190,7 @@ class UserEncoder(nn.Module):
 
         Args:
             last_state: [R, width], the last state that the request may read.
-            keys_values: [R, T, 2 * width], `self.reader.key_value` of the states.
+            memory: [R, T, ...], `self.reader.memory` of the states.
             mask: bool [R, T].
 
         Returns:
@@ -191,8 +204,8 @@ class UserEncoder(nn.Module):
             + self.query(query)
             + self.user_dense(standard)
         )
-        x = self.reader((token + self.last(last_state))[:, None], keys_values, mask)[:, 0]
-        request_state = self.out_norm(x)
+        x, _ = self.reader((token + self.last(last_state))[:, None], memory, mask)
+        request_state = self.out_norm(x[:, 0])
         return unit(self.retrieval(request_state) + self.direct * self.query(query)), request_state
 
     def forward(
@@ -220,6 +233,6 @@ class UserEncoder(nn.Module):
         mask = torch.cat([torch.ones_like(hist_mask[:, :1]), hist_mask], dim=1)
         last = states.gather(1, last_index(mask)[:, None, None].expand(-1, 1, states.shape[2]))[:, 0]
         user_vec, request_state = self.read(
-            last, self.reader.key_value(states), mask, user_dense, scenario, now_gap, hour, query
+            last, self.reader.memory(states), mask, user_dense, scenario, now_gap, hour, query
         )
         return user_vec, request_state, states, mask

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from omnifeed.config import ModelConfig
 from omnifeed.export.encode import CANDIDATE_DIMS, EncodeSpec
-from omnifeed.model.blocks import StateAttention, embedding
+from omnifeed.model.blocks import TRACES, StateAttention, embedding
 
 #: A task whose probability is its parent's times a conditional one.
 PARENT = {"order": "click"}
@@ -47,26 +47,26 @@ class Ranker(nn.Module):
         nn.init.normal_(self.request.weight, std=config.init_std)
         self.token_norm = nn.LayerNorm(width)
         self.reader = StateAttention(width, config.heads, config.dropout)
-        with torch.no_grad():  # attention starts as similarity: a candidate reads the events whose items are like it
-            self.reader.key_value.weight[:width] = self.reader.query.weight
+        self.reader.start_as_similarity()
         self.candidate_norm = nn.LayerNorm(width)
         self.match = nn.Linear(width, width)
         self.scenarios = embedding(scenarios, width, config.init_std)
-        self.expert = nn.Linear(2 * width + CANDIDATE_DIMS, config.experts * width)
+        plain = CANDIDATE_DIMS + config.heads * TRACES
+        self.expert = nn.Linear(2 * width + plain, config.experts * width)
         self.expert_request = nn.Linear(width, config.experts * width, bias=False)
         self.gate = nn.Linear(2 * width, len(tasks) * config.experts)
         self.tower = nn.Parameter(torch.empty(len(tasks), width, width // 2))
         self.tower_bias = nn.Parameter(torch.zeros(len(tasks), width // 2))
         nn.init.xavier_normal_(self.tower)
         self.head = nn.Parameter(torch.zeros(len(tasks), width // 2))
-        self.wide = nn.Linear(CANDIDATE_DIMS, len(tasks))
+        self.wide = nn.Linear(plain, len(tasks))
         nn.init.zeros_(self.wide.weight)
         self.register_buffer("calibration_scale", torch.ones(scenarios, len(tasks)))
         self.register_buffer("calibration_bias", torch.zeros(scenarios, len(tasks)))
 
     def logits(
         self,
-        keys_values: Tensor,
+        memory: Tensor,
         mask: Tensor,
         request_state: Tensor,
         scenario: Tensor,
@@ -76,15 +76,17 @@ class Ranker(nn.Module):
         """Uncalibrated logits [R, K, tasks]; a task with a parent has that of its conditional probability.
 
         Args:
-            keys_values: [R, T, 2 * width], `self.reader.key_value` of the states.
+            memory: [R, T, ...], `self.reader.memory` of the states.
         """
         dense = ((cand_dense - self.dense_mean) * self.dense_scale).clamp(-6, 6)
         item = self.item_norm(cand_vec)
         request = request_state[:, None]
         token = self.token_norm(self.item(item) + self.dense(dense) + self.request(request))
-        candidate = self.candidate_norm(self.reader(token, keys_values, mask))
+        read, traces = self.reader(token, memory, mask)
+        candidate = self.candidate_norm(read)
+        plain = torch.cat([dense, traces], dim=-1)
         scenario_vec = self.scenarios(scenario)
-        features = torch.cat([candidate, item * self.match(request), dense], dim=-1)
+        features = torch.cat([candidate, item * self.match(request), plain], dim=-1)
         expert = nn.functional.gelu(self.expert(features) + self.expert_request(request))
         expert = expert.reshape(*expert.shape[:2], self.experts, -1)
         gate = self.gate(torch.cat([scenario_vec, request_state], dim=-1))
@@ -92,7 +94,7 @@ class Ranker(nn.Module):
         mixed = torch.softmax(gate, dim=-1)[:, None] @ expert  # [R, K, tasks, width]
         hidden = torch.einsum("rktw,twh->rkth", mixed, self.tower) + self.tower_bias
         deep = (nn.functional.gelu(hidden) * self.head).sum(-1)
-        result: Tensor = deep + self.wide(dense)
+        result: Tensor = deep + self.wide(plain)
         return result
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -119,7 +121,7 @@ class Ranker(nn.Module):
             cand_vec: [B, K, width], raw item vectors.
             cand_dense: [B, K, CANDIDATE_DIMS], `omnifeed.export.encode.candidate_dense`.
         """
-        logits = self.logits(self.reader.key_value(states), states_mask, request_state, scenario, cand_vec, cand_dense)
+        logits = self.logits(self.reader.memory(states), states_mask, request_state, scenario, cand_vec, cand_dense)
         scale = torch.nn.functional.embedding(scenario, self.calibration_scale)[:, None]
         bias = torch.nn.functional.embedding(scenario, self.calibration_bias)[:, None]
         return self.probabilities(logits * scale + bias)

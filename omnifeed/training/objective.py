@@ -95,7 +95,7 @@ def forward(network: Network, table: ItemTable, batch: Batch, trunk_gradient: fl
     last = torch.nn.functional.embedding(row * states.shape[1] + tensor(batch.last), states.flatten(0, 1))
     user_vec, request_state = users.read(
         last,
-        users.reader.key_value(states).index_select(0, row),
+        users.reader.memory(states).index_select(0, row),
         mask,
         tensor(batch.user_dense),
         scenario,
@@ -104,7 +104,7 @@ def forward(network: Network, table: ItemTable, batch: Batch, trunk_gradient: fl
         tensor(batch.query),
     )
     logits = ranker.logits(
-        ranker.reader.key_value(scale_gradient(states, trunk_gradient)).index_select(0, row),
+        ranker.reader.memory(scale_gradient(states, trunk_gradient)).index_select(0, row),
         mask,
         scale_gradient(request_state, trunk_gradient),
         scenario,

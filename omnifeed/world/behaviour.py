@@ -220,7 +220,7 @@ def _examined(law: Law, people: Population, requests: Requests, click: Bools, or
         return np.asarray((luck[0][:, None] < reach) | bot[:, None])
     odds = np.log(base / (1.0 - base)) + people.patience[requests.user]
     satisfied = np.where(order, 3.0, np.where(click & (requests.scenario == SEARCH)[:, None], 0.4, 0.0))
-    onward = luck.T < sigmoid(odds[:, None] - satisfied)
+    onward = sigmoid(odds[:, None] - satisfied) > luck.T
     seen = np.ones(click.shape, bool)
     seen[:, 1:] = np.logical_and.accumulate(onward[:, :-1], axis=1)
     return np.asarray(seen | bot[:, None])

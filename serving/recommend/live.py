@@ -23,6 +23,8 @@ from omnifeed.serving.recommend.routing import Routing, read_routing, routing_st
 
 log = logging.getLogger(__name__)
 
+MAX_PAUSE = 16  # rounds; hashing a bundle and encoding a catalogue are too dear to repeat in each
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -57,6 +59,10 @@ class Live:
         self._open_parts = open_parts
         self._stamp: tuple[int, ...] | None = None
         self._bundles: dict[str, tuple[Release, Parts | None]] = {}
+        self._said: set[str] = set()
+        self._round = 0
+        self._pauses: dict[str, int] = {}  # rounds that a release which failed is left alone, doubled each time
+        self._due: dict[str, int] = {}  # and the round in which it is tried again
         self.state = State()
 
     def refresh(self) -> bool:
@@ -65,6 +71,7 @@ class Live:
         Returns:
             whether every routed release has an index on the current catalogue.
         """
+        self._round += 1
         routing = self._routing()
         catalogue = self._catalogue()
         if catalogue is None:
@@ -78,16 +85,32 @@ class Live:
         refused: set[str] = set()
         self.state = State(routing, catalogue, trending, dict(loaded), former.refused)
         for number in routing.releases():
+            if self._due.get(number, 0) > self._round:
+                refused |= {number} & former.refused
+                continue
             try:
                 loaded[number] = self._load(number, catalogue, trending, former.loaded.get(number))
+                self._pauses.pop(number, None)
             except IntegrityError as error:
-                log.error("release %s refused: %s", number, error)
+                self._postpone(number)
+                self._say(f"release {number} refused: {error}")
                 loaded.pop(number, None)
                 refused.add(number)
             except Exception as error:
-                log.warning("release %s has no index yet: %s", number, type(error).__name__)
+                self._postpone(number)
+                self._say(f"release {number} has no index yet: {error}")
             self.state = State(routing, catalogue, trending, dict(loaded), frozenset(refused))
         return all(number in loaded and loaded[number].index.catalogue is catalogue for number in routing.releases())
+
+    def _postpone(self, number: str) -> None:
+        self._pauses[number] = min(2 * self._pauses.get(number, 1), MAX_PAUSE)
+        self._due[number] = self._round + self._pauses[number]
+
+    def _say(self, what: str) -> None:
+        """Log a problem once, however often it is tried again."""
+        if what not in self._said:
+            self._said.add(what)
+            log.warning("%s", what)
 
     def _routing(self) -> Routing:
         stamp = routing_stamp(self._home)
@@ -96,7 +119,7 @@ class Live:
         try:
             routing = read_routing(self._home)
         except OmnifeedError as error:
-            log.error("routing kept as it was: %s", error)
+            self._say(f"routing kept as it was: {error}")
             return self.state.routing
         self._stamp = stamp
         self._bundles = {number: held for number, held in self._bundles.items() if number in routing.releases()}
@@ -109,8 +132,7 @@ class Live:
                 return former
             return load_snapshot(self._home)
         except OmnifeedError as error:
-            if former is None:
-                log.warning("%s", error)
+            self._say(f"catalogue kept as it was: {error}")
             return former
 
     def _load(self, number: str, catalogue: Catalogue, trending: Index, former: Loaded | None) -> Loaded:

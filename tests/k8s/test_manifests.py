@@ -214,7 +214,7 @@ def test_as_delivered_no_experiment_runs(base: list[Manifest]) -> None:
 
 
 def test_the_parts_agree_with_the_code(base: list[Manifest]) -> None:
-    from omnifeed.components import IMAGE
+    from omnifeed.components.step import IMAGE
     from omnifeed.pipelines.cluster import MOUNT, VOLUME_CLAIM
 
     assert VOLUME_CLAIM in of_kind(base, "PersistentVolumeClaim")

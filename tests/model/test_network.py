@@ -20,7 +20,6 @@ from omnifeed.export.encode import (
     unknown_item,
 )
 from omnifeed.features.training_set import encode_spec
-from omnifeed.model.blocks import unit
 from omnifeed.model.losses import sampled_softmax, task_losses
 from omnifeed.model.network import Network, load_network, save_network
 from omnifeed.model.parts import INPUTS, OUTPUTS, Arrays, TorchParts
@@ -135,7 +134,6 @@ def test_a_request_answers_the_same_alone_in_a_batch_and_padded(parts: TorchPart
 def test_vectors_have_the_promised_length_and_orders_never_exceed_clicks(parts: TorchParts) -> None:
     items = parts.item_encoder(encode_items(ITEMS, SPEC))
     close(np.linalg.norm(items["item_key"], axis=1), np.ones(12))
-    close(unit(torch.from_numpy(items["item_vec"])).numpy(), items["item_key"])
     request = users(parts)
     close(np.linalg.norm(parts.user_encoder(request)["user_vec"], axis=1), np.ones(3))
     tasks = CONFIG.model.tasks

@@ -26,7 +26,7 @@ from omnifeed.model.parts import OUTPUTS as MODEL_OUTPUTS
 from omnifeed.serving.recommend.contract import MAX_ID_CHARS, MAX_K, Answer, History, Reason, Request, Source
 from omnifeed.serving.recommend.engine import Recommender
 from omnifeed.serving.recommend.exposures import ExposureLog
-from omnifeed.serving.recommend.live import Live
+from omnifeed.serving.recommend.live import MAX_PAUSE, Live
 from omnifeed.serving.recommend.parts import OUTPUTS, Arrays, Parts
 
 
@@ -240,6 +240,23 @@ def test_a_release_with_a_changed_byte_is_refused_and_the_answer_is_what_trends(
     server = Server(home)
     assert not server.live.refresh()
     assert set(server.ask().degraded) == {Reason.RELEASE_REFUSED, Reason.TRENDING_ORDER}
+
+
+def test_an_item_encoder_that_fails_is_asked_again_ever_more_rarely_until_it_answers(tmp_path: Path) -> None:
+    home = copied(tmp_path / "home")
+    experiment(home, ("champion", "1", 1.0))
+    server = Server(home)
+    server.broken["1"] = {"item_encoder"}
+    asked = []
+    for _ in range(40):
+        assert not server.live.refresh()
+        asked.append(server.parts["1"].encoded)
+    assert len(set(asked)) < 8
+    server.broken["1"].clear()
+    for _ in range(MAX_PAUSE + 1):
+        complete = server.live.refresh()
+    assert complete
+    assert server.ask().degraded == ()
 
 
 @pytest.mark.parametrize("part", ["user_encoder", "ranker"])

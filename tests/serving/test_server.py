@@ -58,6 +58,12 @@ def exposures(home: Home, name: str = "trial") -> list[dict[str, Any]]:
     return [json.loads(line) for path in files for line in path.read_text().splitlines()]
 
 
+def server_answers(client: Client, arm: str) -> tuple[str, bool]:
+    """The release that answered for an arm, and whether that was the champion in its stead."""
+    answer = client.recommend("u1", "search", arm=arm, now=NOW, probe=True)
+    return answer.release, Reason.RELEASE_REFUSED in answer.degraded and Reason.CHAMPION_ANSWER in answer.degraded
+
+
 def wait_for(condition: Any, seconds: float) -> float:
     """Seconds until the condition held; fails after the limit."""
     start = time.monotonic()
@@ -169,7 +175,7 @@ def test_a_release_is_loaded_and_unloaded_beside_the_others(server: LocalServer,
     variant(server.home, "3", lambda folder: None)
     former = (server.home.experiments / "current.json").read_text()
     experiment(server.home, ("champion", "0", 0.5), ("challenger", "3", 0.5))
-    server.refresh()
+    server.watch()
     answer = client.recommend("u1", "search", arm="challenger", now=NOW)
     assert (answer.release, set(answer.degraded)) == ("3", {Reason.NO_FEATURES})
     (server.home.experiments / "current.json").write_text(former)
@@ -186,6 +192,12 @@ def test_a_release_with_one_byte_changed_is_refused_and_the_others_go_on(server:
     with pytest.raises(IntegrityError, match=r"model.onnx has changed"):
         server.load("4")
     assert client.recommend("u1", "search", arm="challenger", now=NOW).release == "1"
+    former = (server.home.experiments / "current.json").read_text()
+    experiment(server.home, ("champion", "1", 0.5), ("challenger", "4", 0.5))
+    server.watch()  # complains in the log and goes on
+    wait_for(lambda: server_answers(client, "challenger") == ("1", True), 5)
+    (server.home.experiments / "current.json").write_text(former)
+    server.watch()
 
 
 def test_two_clients_at_once_lose_no_exposure(server: LocalServer, client: Client) -> None:
@@ -282,6 +294,18 @@ def test_stopping_under_load_answers_or_says_unavailable_and_leaves_no_process(t
     assert not [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
     logged = {line["request_id"] for line in exposures(home)}
     assert set(answered) <= logged
+
+
+def test_a_server_whose_triton_ended_says_so(tmp_path: Path) -> None:
+    home = copied(tmp_path / "home")
+    experiment(home, ("champion", "0", 1.0))
+    with LocalServer(home, config(), features=False) as running:
+        running.watch()
+        triton_process = psutil.Process(running.children[0].pid)
+        triton_process.kill()
+        wait_for(lambda: not running.children[0].alive(), 10)
+        with pytest.raises(UnavailableError, match="Triton has ended"):
+            running.watch()
 
 
 def test_a_parent_that_is_killed_leaves_no_server(tmp_path: Path) -> None:
