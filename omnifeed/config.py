@@ -38,14 +38,14 @@ class WorldConfig:
     law: str = "default"  # behaviour law: default or other
     seed: int = 7
     start: str = "2026-03-02"  # UTC date of the first simulated day
-    users: int = 8_000
+    users: int = 4_000
     holdout_share: float = 0.5  # users whose rows never train a model and who receive the A/B traffic
     creators: int = 150
     items: int = 1_500  # items that exist on the first day
     new_items_per_day: int = 30  # products and videos
     livestreams_per_day: int = 120  # each on air for 1.5 to 5 hours
     history_days: int = 14  # logged days before the first experiment
-    requests_per_user_day: float = 0.22
+    requests_per_user_day: float = 0.5
     slate: int = 10  # items an answer
     bot_share: float = 0.003
 
@@ -106,7 +106,7 @@ class TrainingConfig:
     ranking_trunk_gradient: float = 1.0  # scale of the ranker's gradient into the trunk
     retrieval_weight: float = 1.0
     checkpoint_every: int = 50  # steps
-    threads: int = 2
+    threads: int = 1  # of one process; with more, a busy machine slows down many times over
     device: str = "auto"  # auto, cpu or cuda
 
 
@@ -136,6 +136,7 @@ class ServingConfig:
         default_factory=lambda: {"click": 0.1, "long_view": 0.2, "cart": 0.5, "order": 4.0, "hide": -1.0}
     )
     price_power: float = 0.5  # order's weight is multiplied by price to this power, where a price is known
+    retrieval_prior: float = 7.0  # the value is multiplied by exp(this x retrieval cosine); decisions/0002
     creator_limit: int = 3  # items of one creator in a slate
     threads: int = 1  # onnxruntime threads a model instance
 

@@ -159,7 +159,7 @@ def _outcome(
     home: Home, config: Config, run: str, decision: dict[str, Any] | None, extras: dict[str, Any], seconds: float
 ) -> LoopOutcome:
     from omnifeed.experiment.ledger import Ledger
-    from omnifeed.pipelines.summary import steps_of, summarise
+    from omnifeed.pipelines.summary import answers, dropped_rows, offline_tables, steps_of, summarise
     from omnifeed.report.page import write_report
 
     folder = home.runs / run
@@ -182,21 +182,8 @@ def _outcome(
         champion,
         str(folder / "report.html"),
         seconds,
-        (*lines, *_offline(steps), *_effects(decision)),
+        (*lines, *dropped_rows(steps), *offline_tables(steps), *answers(summary), *_effects(decision)),
     )
-
-
-def _offline(steps: dict[str, dict[str, Any]]) -> list[str]:
-    """The offline comparison's first metrics, by scenario."""
-    info = steps.get("evaluate", {}).get("info")
-    if not info:
-        return []
-    lead = [row for row in info["differences"] if row["metric"] in ("auc_click", "auc_long_view", "recall@50")]
-    lines = ["", f"offline, {info['rows']:,} impressions of {info['users']:,} users   champion  challenger"]
-    return lines + [
-        f"  {row['metric']:<14} {row['scenario']:<20} {row['champion']:>12.4f} {row['challenger']:>11.4f}"
-        for row in lead
-    ]
 
 
 def _effects(decision: dict[str, Any] | None) -> list[str]:

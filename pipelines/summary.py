@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from omnifeed.config import Config
 from omnifeed.export.provenance import git_commit
 from omnifeed.home import Home
+from omnifeed.report.beside import beside
 from omnifeed.report.summary import RunSummary, Slot, StepSummary, UserSample
 
 LEDGER_TAIL = 12
+SHOWN_SAMPLES = 2  # of the answers to users, in what the command prints
 
 
 def steps_of(folder: Path) -> dict[str, dict[str, Any]]:
@@ -55,6 +58,46 @@ def summarise(home: Home, config: Config, run: str, command: str, now: int, fail
         ledger=tuple(entry.to_dict() for entry in Ledger(home).entries()[-LEDGER_TAIL:]),
         failure=failure,
     )
+
+
+def dropped_rows(steps: dict[str, dict[str, Any]]) -> list[str]:
+    """What validation quarantined, by contract."""
+    failures = steps.get("validate", {}).get("info", {}).get("failures", [])
+    return [f"  {failure['rows']:>9,} {failure['table']} quarantined: {failure['contract']}" for failure in failures]
+
+
+def offline_tables(steps: dict[str, dict[str, Any]]) -> list[str]:
+    """The offline comparison: every model in a row, the larger scenarios in columns, one table a metric."""
+    info = steps.get("evaluate", {}).get("info")
+    if not info:
+        return []
+    compared = beside(info)
+    widths = [max(14, len(name) + 2) for name, _ in compared.scenarios]
+
+    def line(label: str, cells: Iterable[str]) -> str:
+        return f"  {label:<22}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+
+    lines = ["", f"offline, the {info['split']} days, {info['users']:,} users; ± half the 95 % interval over users"]
+    lines.append(line("impressions", (f"{rows:,}" for _, rows in compared.scenarios)))
+    for table in compared.tables:
+        lines += ["", line(table.metric, (name for name, _ in compared.scenarios))]
+        lines += [line(model, (cell.text if cell else "–" for cell in cells)) for model, cells in table.rows]
+    return lines
+
+
+def answers(run: RunSummary) -> list[str]:
+    """What the server answered a few users of the log, both releases."""
+    lines = []
+    for sample in run.samples[:SHOWN_SAMPLES]:
+        asked = f', "{sample.query}"' if sample.query else ""
+        lines += ["", f"asked over gRPC: user {sample.user_id} in {sample.scenario}{asked}"]
+        for label, words in (
+            ("lately clicked", sample.recent),
+            ("champion", [slot.title for slot in sample.champion]),
+            ("challenger", [slot.title for slot in sample.challenger]),
+        ):
+            lines.append(f"  {label:<16}" + (" · ".join(words) or "nothing"))
+    return lines
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -22,8 +22,9 @@ def evaluate(
 
     from omnifeed.components.record import recording
     from omnifeed.config import Config
+    from omnifeed.evaluation.baselines import baseline_estimates
     from omnifeed.evaluation.champion import release_scorer
-    from omnifeed.evaluation.compare import ALL
+    from omnifeed.evaluation.compare import ALL, by_model
     from omnifeed.evaluation.compare import evaluate as compare
     from omnifeed.evaluation.scorer import NetworkScorer
     from omnifeed.home import Home
@@ -41,7 +42,8 @@ def evaluate(
             settings,
             progress=record.progress,
         )
-        record.info = result.to_dict()
+        simple = baseline_estimates(Path(training_set.path), settings, progress=record.progress)
+        record.info = {**result.to_dict(), "baselines": by_model(simple)}
         Path(page.path).write_text(evaluation_html(record.info), encoding="utf-8")
         roc.log_roc_curve(result.roc["fpr"], result.roc["tpr"], result.roc["threshold"])
         for change in result.differences:

@@ -7,6 +7,7 @@ when even the kinder end of its 95 % interval is a relative loss beyond the boun
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ class Evaluation:
     rows: int
     requests: int
     users: int
+    scenario_rows: dict[str, int]  # of `rows`, by scenario; ALL first
 
     def value(self, model: str, metric: str, scenario: str = ALL) -> float:
         """One metric's value; NaN where it was not measured. `model` is a name in `models`' values."""
@@ -80,19 +82,12 @@ class Evaluation:
         return float("nan")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form: metrics as {model: {scenario: {metric: {value, low, high}}}}."""
-        nested: dict[str, dict[str, dict[str, dict[str, float | None]]]] = {}
-        for row in self.metrics:
-            nested.setdefault(row.model, {}).setdefault(row.scenario, {})[row.metric] = {
-                "value": row.value,
-                "low": finite(row.low),
-                "high": finite(row.high),
-            }
+        """JSON-ready form; metrics as `by_model` nests them."""
         return {
             **{name: getattr(self, name) for name in ("blessed", "roc", "calibration", "models", "split")},
-            **{name: getattr(self, name) for name in ("rows", "requests", "users")},
+            **{name: getattr(self, name) for name in ("rows", "requests", "users", "scenario_rows")},
             "reasons": list(self.reasons),
-            "metrics": nested,
+            "metrics": by_model(self.metrics),
             "differences": [
                 {**asdict(row), "low": finite(row.low), "high": finite(row.high)} for row in self.differences
             ],
@@ -149,7 +144,22 @@ def evaluate(
         rows=len(data.impressions.item),
         requests=len(data.requests),
         users=population.users,
+        scenario_rows={
+            name: int(mask[population.impression_request].sum()) for name, mask in population.scenarios.items()
+        },
     )
+
+
+def by_model(rows: Iterable[Estimate]) -> dict[str, dict[str, dict[str, dict[str, float | None]]]]:
+    """JSON-ready form of estimates: {model: {scenario: {metric: {value, low, high}}}}."""
+    nested: dict[str, dict[str, dict[str, dict[str, float | None]]]] = {}
+    for row in rows:
+        nested.setdefault(row.model, {}).setdefault(row.scenario, {})[row.metric] = {
+            "value": row.value,
+            "low": finite(row.low),
+            "high": finite(row.high),
+        }
+    return nested
 
 
 def estimates(model: str, metrics: Metrics, resampled: dict[tuple[str, str], Doubles]) -> list[Estimate]:

@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 from omnifeed.config import Config
 from omnifeed.engine import DuckDBEngine, Engine
 from omnifeed.errors import InputError, IntegrityError
-from omnifeed.export.encode import DAY_US
+from omnifeed.export.encode import DAY_US, EncodeSpec
 from omnifeed.features import spec
 from omnifeed.features.aggregates import AS_OF, daily_table, item_features, midnight, seen, with_defaults
 from omnifeed.features.history import known_events, pack
 from omnifeed.features.spec import ITEM_DENSE, USER_DENSE, Source
 from omnifeed.features.store import apply, feature_store, push_users
-from omnifeed.features.training_set import SPLITS, TrainingSet, encode_spec, split_ends
+from omnifeed.features.training_set import SPLITS, TrainingSet, split_ends
 from omnifeed.home import Home, folder_atomic, write_json
 from omnifeed.tables import EVENTS, TS, conform, read_parquet
 
@@ -187,7 +187,7 @@ def materialize(
         rows=counts,
         left_out=left_out,
         feature_digest=spec.digest(),
-        encode=encode_spec(config),
+        encode=EncodeSpec.from_config(config),
     )
     catalogue_days = range(train_end, today + 1, DAY_US)
     with folder_atomic(out_dir) as folder:

@@ -18,22 +18,6 @@ Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 
-def encode_spec(config: Config) -> EncodeSpec:
-    """What of the configuration an encoder needs; a release keeps it."""
-    features = config.features
-    return EncodeSpec(
-        salt=features.salt,
-        scenarios=config.data.scenarios,
-        history_length=features.history_length,
-        id_buckets=features.id_buckets,
-        author_buckets=features.author_buckets,
-        category_buckets=features.category_buckets,
-        user_buckets=features.user_buckets,
-        profile_buckets=features.profile_buckets,
-        text_dims=features.text_dims,
-    )
-
-
 def split_ends(config: Config, now: int) -> tuple[int, int, int]:
     """The midnights at which train, valid and test end: the last is the one at or before `now`."""
     test_end = now - now % DAY_US

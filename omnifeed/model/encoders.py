@@ -43,8 +43,8 @@ def forget(ids: Tensor, share: float, training: bool) -> Tensor:
 class ItemEncoder(nn.Module):
     """Raw vectors of items for tokens and ranking, unit keys for retrieval.
 
-    Keys have a projection of their own: where engagement is hard to tell from chance, cosine logits are best when all
-    keys point one way, and the raw vectors must not follow them there.
+    Keys have a projection of their own, so that retrieval need not bend the vectors that ranking reads; where
+    engagement is near chance it still does (docs/decisions/0001).
     """
 
     def __init__(self, config: ModelConfig, spec: EncodeSpec) -> None:

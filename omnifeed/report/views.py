@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from omnifeed.report import figures, words
+from omnifeed.report.beside import beside
 
 TONES = {"PROMOTE": "good", "HOLD": "warn", "REJECT": "bad", "INVALID": "neutral"}
 _MARKS = {"passed": "✓", "failed": "✕", "open": "…", "not reached": "·"}
@@ -164,6 +165,7 @@ def evaluation_view(evaluation: dict[str, Any]) -> dict[str, Any]:
         **{name: evaluation[name] for name in ("blessed", "reasons", "rows", "requests", "users", "split")},
         "champion": evaluation["models"]["champion"],
         "challenger": evaluation["models"]["challenger"],
+        "beside": beside(evaluation),
         "tables": tables,
         "forest": figures.forest(
             forest,

@@ -214,7 +214,15 @@ class _Call:
             self.degraded += [reason, Reason.RETRIEVAL_ORDER]
             return found
         price = index.catalogue.price[found.rows - 1]
-        scores = slate.values(ranked, loaded.release.tasks, self.config.value, price, self.config.price_power)
+        scores = slate.values(
+            ranked,
+            loaded.release.tasks,
+            self.config.value,
+            price,
+            self.config.price_power,
+            found.scores,
+            self.config.retrieval_prior,
+        )
         return Candidates(found.rows, scores, found.sources)
 
     def _encoded(self, index: Index) -> dict[str, npt.NDArray[Any]]:

@@ -25,14 +25,25 @@ class Slate:
 
 
 def values(
-    probabilities: Floats, tasks: Sequence[str], weights: Mapping[str, float], price: Floats, price_power: float
+    probabilities: Floats,
+    tasks: Sequence[str],
+    weights: Mapping[str, float],
+    price: Floats,
+    price_power: float,
+    cosine: Floats,
+    retrieval_prior: float,
 ) -> Floats:
-    """The value model: the weighted sum of the tasks' probabilities; an order counts by its price.
+    """The value model: the weighted sum of the tasks' probabilities, by how plausible the item is for the request.
+
+    An order counts by its price. The ranker learns from what was exposed and is too sure of what never is; the
+    retrieval score knows the whole catalogue and stands in for the probability of being considered at all.
 
     Args:
         probabilities: float32 [K, len(tasks)].
         weights: by task; a task without one counts nothing.
         price: [K], NaN where not known: the order's weight is then as it is.
+        cosine: float32 [K], the retrieval score.
+        retrieval_prior: the sum is multiplied by exp(retrieval_prior * (cosine - 1)).
 
     Returns:
         float32 [K].
@@ -41,7 +52,9 @@ def values(
     factor = np.where(np.isfinite(price), np.maximum(price, 0), 1.0) ** price_power
     for column, task in enumerate(tasks):
         total += probabilities[:, column] * weights.get(task, 0.0) * (factor if task == "order" else 1.0)
-    return total.astype(np.float32)
+    # A sum below zero (more hide than anything) would be *raised* by a small factor: those go by sum alone, at the end.
+    prior = np.exp(retrieval_prior * (cosine.astype(np.float64) - 1))
+    return np.where(total > 0, total * prior, total).astype(np.float32)
 
 
 def ordered(scores: Floats, authors: Ints, k: int, creator_limit: int) -> Slate:

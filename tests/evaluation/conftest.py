@@ -8,7 +8,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from training.synthetic import small_config, write_training_set
+from training.synthetic import small_config, with_model, write_training_set
 
 from omnifeed.config import Config
 from omnifeed.training.loop import train
@@ -21,13 +21,13 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def config() -> Config:
-    return small_config(epochs=6, lr=1e-2)
+    return with_model(small_config(epochs=4, lr=5e-3), width=32)
 
 
 @pytest.fixture(scope="session")
 def training_set(tmp_path_factory: pytest.TempPathFactory, config: Config) -> Path:
     folder = tmp_path_factory.mktemp("set")
-    write_training_set(folder, config, users=250)
+    write_training_set(folder, config, users=300, requests=14)
     return folder
 
 

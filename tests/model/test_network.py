@@ -19,7 +19,6 @@ from omnifeed.export.encode import (
     encode_request,
     unknown_item,
 )
-from omnifeed.features.training_set import encode_spec
 from omnifeed.model.losses import sampled_softmax, task_losses
 from omnifeed.model.network import Network, load_network, save_network
 from omnifeed.model.parts import INPUTS, OUTPUTS, Arrays, TorchParts
@@ -28,7 +27,7 @@ CONFIG = Config(
     features=FeatureConfig(id_buckets=64, author_buckets=16, category_buckets=16, user_buckets=64, text_dims=16),
     model=ModelConfig(width=16, heads=2),
 )
-SPEC: EncodeSpec = encode_spec(CONFIG)
+SPEC: EncodeSpec = EncodeSpec.from_config(CONFIG)
 ITEMS = {
     "item_id": [f"i{n}" for n in range(12)],
     "title": [f"red shoe {n}" for n in range(12)],

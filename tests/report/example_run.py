@@ -80,6 +80,11 @@ def evaluation(blessed: bool = True) -> dict[str, Any]:
         "rows": 8_412,
         "requests": 894,
         "users": 711,
+        "scenario_rows": {"all": 8_412, "livestream": 2_150, "search": 402, "short_video": 5_860},
+        "baselines": {
+            "item rate": {"all": {"auc_click": {"value": 0.6123, "low": 0.601, "high": 0.6236}}},
+            "popularity, 7 days": {"short_video": {"recall@50": {"value": 0.2511, "low": None, "high": None}}},
+        },
     }
 
 

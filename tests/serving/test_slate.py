@@ -16,7 +16,8 @@ NOBODY = np.full(300, -1)  # items without a creator
 def test_an_order_counts_by_its_price_and_a_task_without_weight_counts_nothing() -> None:
     probabilities = np.array([[0.5, 0.1], [0.5, 0.1], [0.5, 0.1]], np.float32)
     price = np.array([np.nan, 16.0, 0.0])
-    scores = values(probabilities, ("click", "order"), {"order": 2.0}, price, 0.5)
+    same = np.ones(len(price), np.float32)
+    scores = values(probabilities, ("click", "order"), {"order": 2.0}, price, 0.5, same, 7.0)
     np.testing.assert_allclose(scores, [0.2, 0.8, 0.0], rtol=1e-6)
 
 
@@ -41,6 +42,15 @@ def test_a_slate_holds_each_place_once_and_a_creator_beyond_the_limit_only_at_it
             over = True
         else:
             assert not over, "somebody within the limit came after one beyond it"
+
+
+def test_of_two_items_with_one_value_the_nearer_to_the_request_comes_first_and_harm_is_never_lifted() -> None:
+    probabilities = np.array([[0.2, 0.0], [0.2, 0.0], [0.0, 0.5], [0.0, 0.5]], np.float32)
+    cosine = np.array([0.1, 0.6, 0.1, 0.6], np.float32)
+    price = np.full(4, np.nan)
+    scores = values(probabilities, ("click", "hide"), {"click": 1.0, "hide": -1.0}, price, 0.5, cosine, 7.0)
+    assert scores[1] / scores[0] == pytest.approx(np.exp(7 * 0.5), rel=1e-5)
+    assert scores[2] == scores[3] == pytest.approx(-0.5)
 
 
 def test_without_exploration_the_best_come_first() -> None:

@@ -1,7 +1,8 @@
 """A training set in the layout that materialize writes, drawn from users with a taste for categories.
 
-Clicks follow a taste, a position bias and the scenario; search requests type a word of a title. Aggregates are those of
-the days before, computed here in the simplest way. It is no market: worlds and real logs are tested elsewhere.
+What is shown and what is clicked follow the taste, clicks also a position bias and the scenario; search requests type
+a word of a title. Aggregates are those of the days before, computed here in the simplest way. It is no market: worlds
+and real logs are tested elsewhere.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from omnifeed.config import Config, DataConfig, FeatureConfig, ModelConfig, TrainingConfig
-from omnifeed.export.encode import DAY_US, action_ids
+from omnifeed.export.encode import DAY_US, EncodeSpec, action_ids
 from omnifeed.features.spec import FEATURES, ITEM_DENSE, USER_DENSE, digest
-from omnifeed.features.training_set import TrainingSet, encode_spec
+from omnifeed.features.training_set import TrainingSet
 from omnifeed.home import write_json
 from omnifeed.tables import EVENTS, ITEMS, OUTCOMES, TS, USERS
 
@@ -76,10 +77,12 @@ def write_training_set(
     order = np.argsort(ts, kind="stable")
     owner, ts = owner[order], ts[order]
     scenario = rng.integers(0, 3, len(owner))
-    shown = np.argsort(rng.random((len(owner), items)) + 10 * (created > ts[:, None]), axis=1)[:, :slate]
+    wanted = rng.integers(0, CATEGORIES, len(owner))
+    appeal = 0.8 * taste[owner][:, category] + 2.0 * ((scenario == 2)[:, None] & (category == wanted[:, None]))
+    drawn = appeal + rng.gumbel(size=(len(owner), items)) - 100 * (created > ts[:, None])
+    shown = np.argsort(-drawn, axis=1)[:, :slate]
     flat, position = shown.ravel(), np.tile(np.arange(slate), len(owner))
     who, when, where = (np.repeat(values, slate) for values in (owner, ts, scenario))
-    wanted = rng.integers(0, CATEGORIES, len(owner))
     logit = taste[who, category[flat]] + quality[flat] - 0.15 * position - 1.0 + 0.4 * where
     logit += np.where((where == 2) & (category[flat] == np.repeat(wanted, slate)), 2.0, 0)
     click = rng.random(len(flat)) < 1 / (1 + np.exp(-logit))
@@ -218,6 +221,6 @@ def write_training_set(
         rows={name: int((split == name).sum()) for name in ("train", "valid", "test")},
         left_out={},
         feature_digest=digest(),
-        encode=encode_spec(config),
+        encode=EncodeSpec.from_config(config),
     )
     write_json(folder / "meta.json", meta.to_dict())
