@@ -30,6 +30,7 @@ def write_result(
     seeds: list[int],
     notes: list[str],
     libraries: tuple[str, ...] = ("torch", "numpy"),
+    printed: str = "",
 ) -> Path:
     """Write the result; the command is the one that runs now.
 
@@ -37,6 +38,7 @@ def write_result(
         title: one line that says what was measured, in which unit.
         data: which data, by the name of its README.
         notes: what a reader must know to trust the numbers, disappointing parts included.
+        printed: what a command printed, word for word.
     """
     path = ROOT / "results" / f"{name}.json"
     command = " ".join(["python", *(argument.removeprefix(f"{ROOT}/") for argument in sys.argv)])
@@ -53,6 +55,7 @@ def write_result(
             "versions": {library: metadata.version(library) for library in libraries},
             "rows": rows,
             "notes": notes,
+            **({"printed": printed} if printed else {}),
         },
     )
     return path

@@ -41,6 +41,7 @@ def section(result: dict[str, Any]) -> str:
         "",
         *(f"- {note}" for note in result["notes"]),
         "",
+        *(["What it printed:", "", "```", result["printed"], "```", ""] if "printed" in result else []),
     ]
     return "\n".join(lines)
 

@@ -39,7 +39,13 @@ class StepRecord:
 
     def write(self, state: str, **more: Any) -> None:
         """Write the record with its duration so far, in seconds."""
-        body = {"step": self.step, "state": state, "seconds": round(time.time() - self.started, 3), "info": self.info}
+        body = {
+            "step": self.step,
+            "state": state,
+            "started": self.started,
+            "seconds": round(time.time() - self.started, 3),
+            "info": self.info,
+        }
         write_json(self.folder / "steps" / f"{self.step}.json", {**body, **more})
 
 

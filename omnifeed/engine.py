@@ -8,6 +8,7 @@ depend on the order of the rows. What leaves an engine is an Arrow table in UTC.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -79,7 +80,9 @@ class DuckDBEngine:
 
     def collect(self, expression: ibis.Table) -> pa.Table:
         """See `Engine.collect`."""
-        return self._backend.to_pyarrow(expression)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Ibis calls DuckDB by an older name
+            return self._backend.to_pyarrow(expression)
 
 
 class SparkEngine:

@@ -6,6 +6,8 @@ system, is flushed, and is renamed into place.
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -124,6 +126,27 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux' renameat2
+
+
+def _exchange(first: Path, second: Path) -> None:
+    """Swap two folders in one step of the kernel: two renames would leave a moment in which neither has the name.
+
+    Where a file system cannot (some network file systems), two renames it is.
+    """
+    names = os.fsencode(first), os.fsencode(second)
+    if ctypes.CDLL(None, use_errno=True).renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+        return
+    code = ctypes.get_errno()
+    if code not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        raise OSError(code, os.strerror(code), str(second))
+    retired = Path(tempfile.mkdtemp(dir=second.parent, prefix=f".{second.name}.old."))
+    os.rename(second, retired / "old")
+    os.rename(first, second)
+    os.rename(retired / "old", first)
+    retired.rmdir()
+
+
 @contextmanager
 def folder_atomic(path: Path) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends without an error, replacing what was there."""
@@ -134,10 +157,7 @@ def folder_atomic(path: Path) -> Iterator[Path]:
         os.chmod(temporary, 0o755)
         yield temporary
         if path.exists():
-            retired = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            os.rename(path, retired / "old")
-            os.rename(temporary, path)
-            shutil.rmtree(retired, ignore_errors=True)
+            _exchange(temporary, path)
         else:
             os.rename(temporary, path)
     except OSError as error:

@@ -12,10 +12,11 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from omnifeed.config import Config
-from omnifeed.errors import InputError
+from omnifeed.errors import InputError, OmnifeedError
 from omnifeed.experiment.assignment import Experiment
 from omnifeed.home import Home, write_json
 
@@ -93,26 +94,35 @@ def run_loop(home: Home, config: Config, show: bool) -> LoopOutcome:
     Raises:
         OmnifeedError: a step failed; what was accepted before is untouched.
     """
+    from omnifeed.components.record import recording
     from omnifeed.pipelines.local import run_pipeline
+    from omnifeed.pipelines.summary import summarise
+    from omnifeed.report.page import write_report
 
     begun = time.monotonic()
     with home.lock():
         run = _next_run(home)
         folder = home.runs / run
         write_json(folder / "config.json", json.loads(config.to_json()))
-        resumed = (home.experiments / "current.json").exists()
-        if not resumed:
-            from omnifeed.pipelines.training import training
+        try:
+            resumed = (home.experiments / "current.json").exists()
+            if not resumed:
+                from omnifeed.pipelines.training import training
 
-            run_pipeline(training, {"config": config.to_json()}, home, run, show)
-        record: dict[str, Any] | None = None
-        extras: dict[str, Any] = {"resumed": resumed}
-        if (home.experiments / "current.json").exists():
-            experiment = running_experiment(home)
-            extras |= _serve(home, config, experiment, show)
-            write_json(folder / "serving.json", extras)
-            record = run_promotion(home, config, _horizon(config, experiment), show, run)
-        return _outcome(home, config, run, record, extras, time.monotonic() - begun)
+                run_pipeline(training, {"config": config.to_json()}, home, run, show)
+            decision: dict[str, Any] | None = None
+            if (home.experiments / "current.json").exists():
+                experiment = running_experiment(home)
+                with recording(str(home.root), run, "traffic") as record:
+                    record.info = _serve(home, config, experiment, show)
+                decision = run_promotion(home, config, _horizon(config, experiment), show, run)
+        except OmnifeedError as error:
+            write_report(
+                folder / "report.html",
+                summarise(home, config, run, _command(config), 0, f"{error.problem} {error.action}"),
+            )
+            raise
+        return _outcome(home, config, run, decision, resumed, time.monotonic() - begun)
 
 
 def run_promotion(home: Home, config: Config, now: int, show: bool, run: str | None = None) -> dict[str, Any]:
@@ -155,8 +165,13 @@ def _serve(home: Home, config: Config, experiment: Experiment, show: bool) -> di
     return {"recommendations": shown, "traffic": sent.to_dict()}
 
 
+def _command(config: Config) -> str:
+    path = f" --path {Path(config.data.path).name}" if config.data.path else ""
+    return f"omnifeed run --data {config.data.source}{path}"
+
+
 def _outcome(
-    home: Home, config: Config, run: str, decision: dict[str, Any] | None, extras: dict[str, Any], seconds: float
+    home: Home, config: Config, run: str, decision: dict[str, Any] | None, resumed: bool, seconds: float
 ) -> LoopOutcome:
     from omnifeed.experiment.ledger import Ledger
     from omnifeed.pipelines.summary import answers, dropped_rows, offline_tables, steps_of, summarise
@@ -165,14 +180,14 @@ def _outcome(
     folder = home.runs / run
     steps = steps_of(folder)
     now = decision["now"] if decision else steps["ingest"]["info"]["now"]
-    summary = summarise(home, config, run, f"omnifeed run --data {config.data.source}", now)
+    summary = summarise(home, config, run, _command(config), now)
     write_report(folder / "report.html", summary)
     if decision:
         verdict, paragraph = decision["verdict"], decision["paragraph"]
     else:
         verdict, paragraph = "NOT DEPLOYED", " ".join(steps["evaluate"]["info"]["reasons"])
     lines = [f"{step.name:<16} {step.seconds:>7.1f} s  {step.note}" for step in summary.steps]
-    if extras["resumed"]:
+    if resumed:
         lines.insert(0, "An experiment was running already; this run went on with it.")
     champion = Ledger(home).champion() or "none"
     return LoopOutcome(

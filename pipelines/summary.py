@@ -19,8 +19,8 @@ SHOWN_SAMPLES = 2  # of the answers to users, in what the command prints
 
 def steps_of(folder: Path) -> dict[str, dict[str, Any]]:
     """The records of a run's steps in the order in which they started."""
-    paths = sorted((folder / "steps").glob("*.json"), key=lambda path: path.stat().st_mtime)
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in (folder / "steps").glob("*.json")]
+    return {record["step"]: record for record in sorted(records, key=lambda record: record["started"])}
 
 
 def summarise(home: Home, config: Config, run: str, command: str, now: int, failure: str = "") -> RunSummary:
@@ -30,7 +30,7 @@ def summarise(home: Home, config: Config, run: str, command: str, now: int, fail
     folder = home.runs / run
     steps = steps_of(folder)
     info = {name: record["info"] for name, record in steps.items() if record["state"] == "done"}
-    served = _json(folder / "serving.json")
+    served = info.get("traffic", {})
     return RunSummary(
         title=f"{config.data.source}, run {run}",
         now=now,
@@ -45,7 +45,7 @@ def summarise(home: Home, config: Config, run: str, command: str, now: int, fail
                 note=_note(name, record["info"]),
                 state=record["state"] if record["state"] != "running" else "stopped",
             )
-            for name, record in [*steps.items(), *_traffic_step(served)]
+            for name, record in steps.items()
             if not name.startswith("end_of_")
         ),
         quality=info.get("validate"),
@@ -100,16 +100,6 @@ def answers(run: RunSummary) -> list[str]:
     return lines
 
 
-def _json(path: Path) -> dict[str, Any]:
-    read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return read
-
-
-def _traffic_step(served: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    sent = served.get("traffic")
-    return [("traffic", {"state": "done", "seconds": sent["seconds"], "info": sent})] if sent else []
-
-
 def _note(step: str, info: dict[str, Any]) -> str:
     """What a reader should know of a step, in a few words."""
     if not info:
@@ -124,7 +114,7 @@ def _note(step: str, info: dict[str, Any]) -> str:
         case "champion" | "infra_validate":
             return f"release {info['release']}"
         case "train":
-            return f"{info['steps']:,} steps, best epoch {info['best_epoch']}"
+            return f"{info['total_steps']:,} steps, best epoch {info['best_epoch']}"
         case "evaluate":
             return "at least as good" if info["blessed"] else "no better than the champion"
         case "export":
@@ -132,7 +122,10 @@ def _note(step: str, info: dict[str, Any]) -> str:
         case "deploy":
             return str(info["name"])
         case "traffic":
-            return f"{info['requests']:,} requests of {info['users']:,} users, p50 {info['p50_ms']:.0f} ms"
+            if "traffic" not in info:
+                return "served; there is no live traffic of these users"
+            sent = info["traffic"]
+            return f"{sent['requests']:,} requests of {sent['users']:,} users, p50 {sent['p50_ms']:.0f} ms"
         case "gate":
             return str(info["verdict"])
         case "act":

@@ -15,7 +15,7 @@ def train(
     metrics: Output[Metrics],
 ) -> None:
     """Write the trained network; checkpoints stand under the home, keyed by data and settings."""
-    import dataclasses
+    import json
     import shutil
     from pathlib import Path
 
@@ -30,6 +30,6 @@ def train(
         folder = Home(Path(home)).root / "training" / training_key(Path(training_set.path), settings)
         result = fit(Path(training_set.path), folder, settings, progress=record.progress)
         shutil.copytree(folder, model.path, ignore=shutil.ignore_patterns("checkpoint"), dirs_exist_ok=True)
-        record.info = dataclasses.asdict(result)
+        record.info = json.loads((folder / "losses.json").read_text(encoding="utf-8"))
         metrics.log_metric("steps", result.steps)
         metrics.log_metric("best_epoch", result.best_epoch)

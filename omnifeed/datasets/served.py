@@ -16,6 +16,7 @@ import pyarrow as pa
 from omnifeed.config import Config
 from omnifeed.datasets.source import Source, load_tables
 from omnifeed.experiment.assignment import Experiment
+from omnifeed.experiment.deploy import running_experiment
 from omnifeed.home import Home
 from omnifeed.tables import EVENTS, ITEMS, OUTCOMES, USERS, Tables, conform, read_tables, write_tables
 
@@ -101,13 +102,27 @@ def collect(home: Home, experiment: str) -> int:
     return events.num_rows
 
 
+def _collected(home: Home) -> list[str]:
+    """The experiments whose events are kept. One that ended in a run which was killed before it could keep them is
+    collected now; a hidden folder is what a killed write left.
+    """
+    running = running_experiment(home)
+    served = home.lake / "served"
+    for file in sorted(home.experiments.glob("*/experiment.json")):
+        name = file.parent.name
+        ended = running is None or running.name != name
+        if ended and not (served / name).is_dir() and any((file.parent / "exposures").glob("*.jsonl")):
+            collect(home, name)
+    return sorted(path.name for path in served.glob("[!.]*") if path.is_dir())
+
+
 def ingest(config: Config, home: Home) -> Source:
     """Read the configured source, and what earlier experiments served.
 
     The simulated market moves on: after an experiment its log reaches to the experiment's end, where the users who took
     part have been answered by us and the others by the platform's own policy.
     """
-    collected = sorted(path.name for path in (home.lake / "served").glob("*") if path.is_dir())
+    collected = _collected(home)
     if config.data.source != "world" or not collected:
         return load_tables(config)
     experiments = [Experiment.load(home.experiments / name / "experiment.json") for name in collected]

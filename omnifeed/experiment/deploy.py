@@ -80,9 +80,15 @@ def open_experiment(home: Home, champion: str, challenger: str, config: Config, 
             )
             write_json(home.experiments / name / "experiment.json", experiment.to_dict())
             write_json(current_path(home), experiment.to_dict())
-        body = {"release": challenger, "experiment": experiment.to_dict()}
-        ledger.append("DEPLOY", body, now, once=experiment.name)
+        record_deployment(home, experiment)
         return experiment
+
+
+def record_deployment(home: Home, experiment: Experiment) -> None:
+    """The DEPLOY entry of a running experiment; one that is there already stays the only one."""
+    challenger = next(arm.release for arm in experiment.arms if arm.name == "challenger")
+    body = {"release": challenger, "experiment": experiment.to_dict()}
+    Ledger(home).append("DEPLOY", body, experiment.start_ts, once=experiment.name)
 
 
 def close_experiment(home: Home, name: str | None = None) -> None:

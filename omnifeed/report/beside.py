@@ -1,4 +1,4 @@
-"""The offline comparison as tables that a person takes in at once: every model in a row, the larger scenarios in columns.
+"""The offline comparison as tables to take in at once: every model in a row, the larger scenarios in columns.
 
 Champion and challenger stand beside the simple baselines, on the same rows, for the few metrics that are read first.
 """
