@@ -79,9 +79,7 @@ def metric_rows(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
                     found.append(row(table.metric, cell.value, cell.low, cell.high, **labels))
     whole = evaluation["metrics"]["challenger"]["all"]
     for metric in ("calibration_click", "calibration_long_view", "log_loss_click", "grouped_auc_click"):
-        found.append(
-            row(metric, **whole[metric], model="challenger", scenario="all", impressions=evaluation["rows"])
-        )
+        found.append(row(metric, **whole[metric], model="challenger", scenario="all", impressions=evaluation["rows"]))
     return found
 
 
@@ -92,9 +90,9 @@ def notes(steps: dict[str, dict[str, Any]], verdict: str) -> list[str]:
         f"Split by UTC day: {rows['train']:,} impressions before 2022-05-01 train, {rows['valid']:,} of 05-01 decide "
         f"when training stops and calibrate, {rows['test']:,} of 05-02 to 05-08 were read once. "
         f"{materialized['left_out']['history']:,} events of earlier history, at synthetic times, feed histories alone.",
-        "Popularity, item rate and logistic regression learn from train and valid rows together, the network from train "
-        "rows alone. Logistic regression reads the dense features that the network reads too, and the tab; popularity "
-        "and item rate are frozen at the end of 05-01, while release 0 (trending), the regression's and the network's "
+        "Popularity, item rate and logistic regression learn from train and valid rows together, the network from "
+        "train rows alone. Logistic regression reads the dense features that the network reads too, and the tab; "
+        "popularity and item rate are frozen at the end of 05-01, while release 0 (trending), the regression's and the network's "
         "aggregates are refreshed every midnight. No model is refitted inside the test week.",
         "An item's rate is the same in every tab; trending and popularity have a count for each tab. A count is no "
         "probability: it is ranked, never calibrated.",

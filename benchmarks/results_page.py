@@ -52,8 +52,8 @@ def page() -> str:
     head = [
         "# Results",
         "",
-        "Generated from `results/*.json` by `make results`; every number carries the command that made it. Timings are of",
-        "a shared two-core machine: compare within one table. Nothing here was measured on a GPU.",
+        "Generated from `results/*.json` by `make results`; every number carries the command that made it. Timings are",
+        "of a shared two-core machine: compare within one table. Nothing here was measured on a GPU.",
         "",
     ]
     return "\n".join([*head, *(section(result) for result in results)])

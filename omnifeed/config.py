@@ -152,10 +152,16 @@ class ExperimentConfig:
     success: tuple[str, ...] = ("gmv_per_user", "orders_per_user")
     guardrails: tuple[str, ...] = ("hides_per_user", "clicks_per_user")
     guardrail_margins: tuple[float, ...] = (0.25, 0.10)  # relative, one for each guardrail
+    quality: tuple[str, ...] = ()  # metrics that may not be shown to be worse; no margin, and never a reason to promote
     alpha: float = 0.05
     beta: float = 0.10
     srm_alpha: float = 0.001
     gmv_cap: float = 500.0  # of one user over the experiment, in the row's currency
+    caps: dict[str, float] = field(default_factory=dict)  # the same for other per-user metrics, by metric
+    unit: str = "user"  # or row: the log knows no users; intervals are shown, and nothing is ever promoted
+    max_requests_per_day: int = 500  # a user with more on any day is a bot: left out of both arms
+    bot_views: int = 50  # a user who viewed at least so many items and clicked every one is a bot: left out
+    max_lost_share: float = 0.02  # of exposures, of outcomes without exposure, of wrong clocks; above it: INVALID
     max_requests: int = 6_000  # of the simulated traffic
     clients: int = 2  # concurrent gRPC clients of the simulated traffic
     scenario_harm_margin: float = 0.10  # relative loss of the first success metric in one scenario
@@ -215,7 +221,9 @@ def _build(kind: type, raw: Any, where: str) -> Any:
             f"Setting {'.'.join(filter(None, (where, unknown[0])))} is unknown.",
             f"Known here: {', '.join(sorted(hints))}.",
         )
-    return kind(**{name: _value(hints[name], value, ".".join(filter(None, (where, name)))) for name, value in raw.items()})
+    return kind(
+        **{name: _value(hints[name], value, ".".join(filter(None, (where, name)))) for name, value in raw.items()}
+    )
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

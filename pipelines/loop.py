@@ -95,6 +95,7 @@ def run_loop(home: Home, config: Config, show: bool) -> LoopOutcome:
         OmnifeedError: a step failed; what was accepted before is untouched.
     """
     from omnifeed.components.record import recording
+    from omnifeed.experiment.deploy import record_deployment
     from omnifeed.pipelines.local import run_pipeline
     from omnifeed.pipelines.summary import summarise
     from omnifeed.report.page import write_report
@@ -113,6 +114,7 @@ def run_loop(home: Home, config: Config, show: bool) -> LoopOutcome:
             decision: dict[str, Any] | None = None
             if (home.experiments / "current.json").exists():
                 experiment = running_experiment(home)
+                record_deployment(home, experiment)  # of a run that was killed between routing and recording
                 with recording(str(home.root), run, "traffic") as record:
                     record.info = _serve(home, config, experiment, show)
                 decision = run_promotion(home, config, _horizon(config, experiment), show, run)
@@ -203,14 +205,16 @@ def _outcome(
 
 def _effects(decision: dict[str, Any] | None) -> list[str]:
     """The experiment's effects over all traffic."""
-    rows = [
-        row for row in (decision or {}).get("metrics", []) if row["scenario"] is None and row["relative"] is not None
-    ]
+    rows = [row for row in (decision or {}).get("metrics", []) if row["scenario"] is None]
     if not rows:
         return []
+
+    def share(value: float | None) -> str:
+        return "not estimable" if value is None else f"{value:+.1%}"
+
     lines = ["", "online, per user                       champion  challenger   effect   interval"]
     return lines + [
-        f"  {row['title']:<34} {row['champion']:>9.3f} {row['challenger']:>11.3f} {row['relative']:>+8.1%}   "
-        f"{row['low']:+.1%} to {row['high']:+.1%}"
+        f"  {row['title']:<34} {row['champion']:>9.3f} {row['challenger']:>11.3f} {share(row['relative']):>8}   "
+        + (share(None) if row["low"] is None else f"{share(row['low'])} to {share(row['high'])}")
         for row in rows
     ]

@@ -140,7 +140,7 @@ def _sample(entry: dict[str, Any]) -> UserSample:
         return tuple(
             Slot(
                 item_id=item["item_id"],
-                title=item["title"] or item["item_id"],
+                title=_title(item),
                 kind=item["kind"] or "",
                 price=item["price"],
                 currency="USD" if item["price"] is not None else "",
@@ -153,7 +153,12 @@ def _sample(entry: dict[str, Any]) -> UserSample:
         user_id=entry["user"],
         scenario=entry["scenario"],
         query=entry["query"],
-        recent=tuple(item["title"] or item["item_id"] for item in entry["clicked"]),
+        recent=tuple(_title(item) for item in entry["clicked"]),
         champion=slots("champion"),
         challenger=slots("challenger"),
     )
+
+
+def _title(item: dict[str, Any]) -> str:
+    """The title; without one, id and category."""
+    return item["title"] or item["item_id"] + (f" ({item['category']})" if item["category"] else "")

@@ -219,6 +219,9 @@ class OutcomeLog:
     def __init__(self, folder: Path) -> None:
         self._path = folder / "outcomes" / "market.jsonl"
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._path.exists():  # a killed writer's torn line would spoil the first of ours
+            with self._path.open("r+b") as handle:
+                handle.truncate(handle.read().rfind(b"\n") + 1)
         self._lines: list[str] = []
         self._random = random.Random(folder.name)
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
+from omnifeed.config import ExperimentConfig
+from omnifeed.experiment.assignment import Experiment
 from omnifeed.experiment.evidence import Evidence, LogCounts
 
 
@@ -28,19 +30,27 @@ class Code(StrEnum):
     LOG_BROKEN = "LOG_BROKEN"
     CONFIG_CHANGED = "CONFIG_CHANGED"
     ARM_MISSING = "ARM_MISSING"
+    UNIT_NOT_USER = "UNIT_NOT_USER"
     ASSIGNMENT_MISMATCH = "ASSIGNMENT_MISMATCH"
     SAMPLE_RATIO_MISMATCH = "SAMPLE_RATIO_MISMATCH"
+    EXCLUSION_UNEVEN = "EXCLUSION_UNEVEN"
+    LOG_INCOMPLETE = "LOG_INCOMPLETE"
+    CLOCK_SKEW = "CLOCK_SKEW"
+    LATE_LOGGING = "LATE_LOGGING"
+    INSTRUMENTATION_CHANGED = "INSTRUMENTATION_CHANGED"
     BEFORE_HORIZON = "BEFORE_HORIZON"
     EARLY_HARM = "EARLY_HARM"
     GUARDRAIL_HARM = "GUARDRAIL_HARM"
     SCENARIO_HARM = "SCENARIO_HARM"
     NON_INFERIORITY_NOT_SHOWN = "NON_INFERIORITY_NOT_SHOWN"
+    QUALITY_INFERIOR = "QUALITY_INFERIOR"
     SUCCESS_INFERIOR = "SUCCESS_INFERIOR"
     SUCCESS_SUPERIOR = "SUCCESS_SUPERIOR"
     SUPERIORITY_NOT_SHOWN = "SUPERIORITY_NOT_SHOWN"
 
 
 State = Literal["passed", "failed", "open", "not reached"]
+Role = Literal["success", "guardrail", "quality"]
 Outcome = Literal["superior", "inferior", "non-inferior", "harm", "not shown", "no harm shown", "not judged"]
 
 
@@ -63,21 +73,21 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class MetricResult:
-    """One metric in one scope. Relative numbers are fractions of the champion's mean; None where not computable."""
+    """One metric in one scope. Relative numbers are fractions of the champion's mean; None where not estimable."""
 
     name: str
     title: str
-    role: Literal["success", "guardrail"]
+    role: Role
     scenario: str | None  # None: all traffic
     lower_is_better: bool
     users_champion: int
     users_challenger: int
-    champion: float  # mean a user (CUPED-adjusted where the period before is known)
+    champion: float  # mean a user, or ratio of two; CUPED-adjusted where the period before is known
     challenger: float
     relative: float | None
     low: float | None  # two-sided (1 - 2 alpha): each end is a one-sided alpha bound
     high: float | None
-    margin: float | None  # relative loss tolerated: a guardrail's, or a scenario's; None for success over all traffic
+    margin: float | None  # relative loss tolerated: a guardrail's, or a scenario's; None for success and quality
     p_value: float  # one-sided, null: the challenger is not better
     p_adjusted: float | None  # Holm over the success metrics, all traffic; None elsewhere
     p_harm: float  # one-sided, null: the challenger is not worse
@@ -100,14 +110,24 @@ class DayPoint:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Users by arm in one scope, against the plan."""
+    """Users by arm in one group, against the plan."""
 
-    scenario: str | None
+    scenario: str | None  # of the dimension "scenario"
     champion: int
     challenger: int
     planned_champion_share: float
     p_value: float
     threshold: float
+    dimension: str = "all"  # all, scenario, day (of the first exposure), device or excluded (as bots)
+    value: str = ""
+
+    @property
+    def mismatched(self) -> bool:
+        """Whether the users do not split as planned."""
+        return self.p_value <= self.threshold
+
+
+_LISTS = ("reasons", "path", "metrics", "with_bots", "splits", "daily")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +151,9 @@ class Decision:
     splits: tuple[Split, ...]
     daily: tuple[DayPoint, ...]
     evidence: Evidence
+    with_bots: tuple[MetricResult, ...]  # all traffic with the users that were left out; empty where there were none
+    registered: Experiment
+    section: ExperimentConfig
     paragraph: str
 
     @property
@@ -141,18 +164,19 @@ class Decision:
     @property
     def srm_p_value(self) -> float | None:
         """The sample-ratio test over all traffic; None when there is no traffic in both arms."""
-        return next((split.p_value for split in self.splits if split.scenario is None), None)
+        return next((split.p_value for split in self.splits if split.dimension == "all"), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form, with no NaN in it."""
+        """JSON-ready form, with no NaN in it, and all that is needed to compute the decision again."""
         body = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name not in ("evidence", "reasons", "path", "metrics", "splits", "daily")
+            if field.name not in ("evidence", "registered", "section", *_LISTS)
         }
-        for name in ("reasons", "path", "metrics", "splits", "daily"):
+        for name in _LISTS:
             body[name] = [dataclasses.asdict(each) for each in getattr(self, name)]
-        return {**body, "srm_p_value": self.srm_p_value, **self.evidence.to_dict()}
+        registration = {"experiment": self.registered.to_dict(), "section": dataclasses.asdict(self.section)}
+        return {**body, "srm_p_value": self.srm_p_value, "registration": registration, **self.evidence.to_dict()}
 
     @property
     def ruling(self) -> Ruling:

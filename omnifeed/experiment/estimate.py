@@ -1,9 +1,9 @@
 """Effects with their uncertainty: tea-tasting's tests on aggregated numbers.
 
-Welch's t-test on per-user totals, adjusted by the period before where it is known (CUPED: Deng et al., "Improving the
-Sensitivity of Online Controlled Experiments by Utilizing Pre-Experiment Data", WSDM 2013). Hypotheses have a direction
-that was fixed beforehand, so tests are one-sided at alpha, and the interval shown is the two-sided (1 - 2 alpha) one:
-each of its ends is the one-sided bound that the verdict reads.
+Welch's t-test on per-user totals and, by the delta method, on ratios of them, adjusted by the period before where it
+is known (CUPED: Deng et al., "Improving the Sensitivity of Online Controlled Experiments by Utilizing Pre-Experiment
+Data", WSDM 2013). Hypotheses have a direction that was fixed beforehand, so tests are one-sided at alpha, and the
+interval shown is the two-sided (1 - 2 alpha) one: each of its ends is the one-sided bound that the verdict reads.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from tea_tasting.experiment import ExperimentResult
 from omnifeed.experiment.evidence import CHALLENGER, CHAMPION, ArmNumbers
 from omnifeed.experiment.metrics import Metric
 
+#: A relative bound beyond it (+1000 %) says only that the log is too small: not estimable.
+LARGEST = 10.0
+
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """Challenger against champion in one metric and scope; None where the numbers do not allow it (no events)."""
+    """Challenger against champion in one metric and scope; None where the numbers do not allow an estimate."""
 
-    champion: float  # mean a user, adjusted by CUPED where possible
+    champion: float  # mean a user, or ratio of means; adjusted by CUPED where possible
     challenger: float
     difference: float
     standard_error: float | None  # of the difference
@@ -38,12 +41,16 @@ class Effect:
 
 def effect(champion: ArmNumbers, challenger: ArmNumbers, metric: Metric, alpha: float) -> Effect:
     """Compare two arms in one metric."""
-    covariate = f"before_{metric.name}" if metric.name in champion.covariate_mean else None
-    test = tt.Mean(metric.name, covariate, confidence_level=1 - 2 * alpha)
-    data: dict[object, Aggregates] = {
-        CHAMPION: _aggregates(champion, metric.name, covariate),
-        CHALLENGER: _aggregates(challenger, metric.name, covariate),
-    }
+    numerator, denominator = (metric.of, metric.per) if metric.per else (metric.name, None)
+    adjusted = all(name in champion.covariate_mean for name in filter(None, (numerator, denominator)))
+    test = tt.RatioOfMeans(
+        numerator,
+        denominator,
+        f"before_{numerator}" if adjusted else None,
+        f"before_{denominator}" if adjusted and denominator else None,
+        confidence_level=1 - 2 * alpha,
+    )
+    data: dict[object, Aggregates] = {CHAMPION: _aggregates(champion), CHALLENGER: _aggregates(challenger)}
     with np.errstate(all="ignore"):  # an arm without events: handled below
         result = tt.Experiment({metric.name: test}).analyze(data, control=CHAMPION)[metric.name]
     up = result.pvalue / 2 if result.effect_size > 0 else 1 - result.pvalue / 2
@@ -52,16 +59,20 @@ def effect(champion: ArmNumbers, challenger: ArmNumbers, metric: Metric, alpha: 
     else:
         p_better, p_worse = (1 - up, up) if metric.lower_is_better else (up, 1 - up)
     testable = bool(result.effect_size) and math.isfinite(result.statistic)
-    relative = _finite(result.rel_effect_size)
+    relative = _finite(result.rel_effect_size) if result.control > 0 else None
     low, high = _finite(result.rel_effect_size_ci_lower), _finite(result.rel_effect_size_ci_upper)
-    if (low is None or high is None) and relative is not None and result.control > 0:
+    if (low is None or high is None) and relative is not None:
         # No event in the challenger: the interval of the logarithm has no width, that of the difference has.
         low = _finite(max(result.effect_size_ci_lower / result.control, -1.0))
         high = _finite(result.effect_size_ci_upper / result.control)
+    if relative is None or relative < -1:  # totals are not negative: the adjustment left no mean to divide by
+        relative = low = high = None
+    if low is None or high is None or high > LARGEST:
+        low = high = None
     return Effect(
-        champion=float(result.control),
-        challenger=float(result.treatment),
-        difference=float(result.effect_size),
+        champion=_finite(result.control) or 0.0,
+        challenger=_finite(result.treatment) or 0.0,
+        difference=_finite(result.effect_size) or 0.0,
         standard_error=result.effect_size / result.statistic if testable else None,
         relative=relative,
         low=low,
@@ -91,14 +102,17 @@ def holm(p_values: Mapping[str, float], alpha: float) -> dict[str, float]:
     return {name: float(family[name]["pvalue_adj"]) for name in p_values}
 
 
-def _aggregates(numbers: ArmNumbers, name: str, covariate: str | None) -> Aggregates:
-    mean, variance = {name: numbers.mean[name]}, {name: numbers.variance[name]}
-    covariance = {}
-    if covariate is not None:
-        mean[covariate] = numbers.covariate_mean[name]
-        variance[covariate] = numbers.covariate_variance[name]
-        covariance[(name, covariate)] = numbers.covariance[name]
-    return Aggregates(count_=numbers.users, mean_=mean, var_=variance, cov_=covariance)
+def _aggregates(numbers: ArmNumbers) -> Aggregates:
+    past = [f"before_{name}" for name in numbers.covariate_mean]
+    return Aggregates(
+        count_=numbers.users,
+        mean_={**numbers.mean, **dict(zip(past, numbers.covariate_mean.values(), strict=True))},
+        var_={**numbers.variance, **dict(zip(past, numbers.covariate_variance.values(), strict=True))},
+        cov_={
+            **{(name, f"before_{name}"): value for name, value in numbers.covariance.items()},
+            **{(left, right): value for key, value in numbers.cross.items() for left, right in [key.split(" ")]},
+        },
+    )
 
 
 def _finite(value: float) -> float | None:

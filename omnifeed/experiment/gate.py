@@ -10,7 +10,7 @@ from omnifeed.config import Config
 from omnifeed.errors import InputError
 from omnifeed.experiment.decision import Decision
 from omnifeed.experiment.deploy import running_experiment
-from omnifeed.experiment.metrics import METRICS
+from omnifeed.experiment.metrics import FIRST_SHOWN, LAST_WEEK, METRICS
 from omnifeed.experiment.verdict import decide
 from omnifeed.home import Home
 from omnifeed.quality.lake import accepted
@@ -20,7 +20,7 @@ _DAY = 86_400_000_000
 
 
 def period_before(events: Path, start: int, gmv_cap: float) -> pa.Table | None:
-    """Per-user totals of every metric over the 28 days before an experiment, for CUPED.
+    """Per-user totals over the 28 days before an experiment, for CUPED.
 
     Args:
         events: the accepted table set.
@@ -28,7 +28,7 @@ def period_before(events: Path, start: int, gmv_cap: float) -> pa.Table | None:
         gmv_cap: of one user, as in the experiment.
 
     Returns:
-        user_id and one float64 column a metric; None where no events were accepted yet.
+        user_id and one float64 column a total; None where no events were accepted yet.
     """
     import duckdb
 
@@ -36,6 +36,8 @@ def period_before(events: Path, start: int, gmv_cap: float) -> pa.Table | None:
         return None
     totals = []
     for metric in METRICS.values():
+        if metric.per or metric.outcome in (FIRST_SHOWN, LAST_WEEK):  # no total, or none that the time before knows
+            continue
         each = f'coalesce("{metric.outcome}", false)::INT' if metric.counts else f'coalesce("{metric.outcome}", 0)'
         total = f"sum({each})" if metric.outcome != "gmv" else f"least(sum({each}), {gmv_cap})"
         totals.append(f'{metric.scale} * {total} AS "{metric.name}"')

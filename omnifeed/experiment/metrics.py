@@ -1,8 +1,10 @@
 """What an experiment may be judged by: one line a metric, users as the unit.
 
-A metric is the sum, over one user's exposures in the experiment, of one outcome. Which of them are success metrics and
-which guardrails, with what margins, is fixed in the [experiment] section before the start; the digest of that section
-is written into experiment.json, so that a later change shows.
+A total is the sum, over one user's exposures in the experiment, of one outcome; its mean over users is a metric. A
+ratio divides the sum of one total over all users by that of another (clicks per view), and is tested by the delta
+method with users still the unit. Name, direction and unit stand here; role (success, guardrail with its margin,
+quality), attribution window and outlier rule (caps, who counts as a bot) stand in the [experiment] section, fixed
+before the start; the digest of that section is written into experiment.json, so that a later change shows.
 """
 
 from __future__ import annotations
@@ -15,48 +17,85 @@ from dataclasses import dataclass
 from omnifeed.config import Config, ExperimentConfig
 from omnifeed.errors import InputError
 
+#: Totals that are read from the exposures themselves rather than from an outcome of that name.
+SERVED = "served"  # each item of an answer
+FIRST_SHOWN = "first_shown"  # an item that this user had not been given in this scenario since the start
+LAST_WEEK = "last_week"  # 1 for a user who was there in the last seven days of the experiment
+DERIVED = (SERVED, FIRST_SHOWN, LAST_WEEK)
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One per-user total."""
+    """A per-user total, or a ratio of two of them."""
 
     name: str
-    outcome: str  # name in the outcome log
     title: str  # for people
+    outcome: str = ""  # of a total: its name in the outcome log, or one of DERIVED
     lower_is_better: bool = False
     counts: bool = True  # each exposure counts 0 or 1; otherwise the outcome's value is added up
     scale: float = 1.0  # from the log's unit to the metric's
+    of: str = ""  # of a ratio: the total above the line
+    per: str = ""  # of a ratio: the total below it
 
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("gmv_per_user", "gmv", "GMV per user", counts=False),  # capped at gmv_cap a user
-        Metric("orders_per_user", "order", "Orders per user"),
-        Metric("carts_per_user", "cart", "Cart additions per user"),
-        Metric("clicks_per_user", "click", "Clicks per user"),
-        Metric("long_views_per_user", "long_view", "Long views per user"),
-        Metric("dwell_per_user", "dwell_ms", "Seconds watched per user", counts=False, scale=0.001),
-        Metric("hides_per_user", "hide", "Hides per user", lower_is_better=True),
-        Metric("reports_per_user", "report", "Reports per user", lower_is_better=True),
+        Metric("gmv_per_user", "GMV per user", "gmv", counts=False),  # capped at gmv_cap a user
+        Metric("orders_per_user", "Orders per user", "order"),
+        Metric("carts_per_user", "Cart additions per user", "cart"),
+        Metric("clicks_per_user", "Clicks per user", "click"),
+        Metric("likes_per_user", "Likes per user", "like"),
+        Metric("long_views_per_user", "Long views per user", "long_view"),
+        Metric("dwell_per_user", "Seconds watched per user", "dwell_ms", counts=False, scale=0.001),
+        Metric("hides_per_user", "Hides per user", "hide", lower_is_better=True),
+        Metric("reports_per_user", "Reports per user", "report", lower_is_better=True),
+        Metric("served_per_user", "Items served per user", SERVED),
+        Metric("views_per_user", "Items viewed per user", "viewed"),
+        Metric("distinct_items_per_user", "Different items per user and scenario", FIRST_SHOWN),
+        Metric("retention", "Users active in the last week", LAST_WEEK),
+        Metric("click_rate", "Clicks per view", of="clicks_per_user", per="views_per_user"),
+        Metric("long_view_rate", "Long views per view", of="long_views_per_user", per="views_per_user"),
+        Metric("order_rate", "Orders per click", of="orders_per_user", per="clicks_per_user"),
+        Metric("gmv_per_order", "GMV per order", of="gmv_per_user", per="orders_per_user"),
+        Metric("hide_rate", "Hides per view", lower_is_better=True, of="hides_per_user", per="views_per_user"),
+        Metric("report_rate", "Reports per view", lower_is_better=True, of="reports_per_user", per="views_per_user"),
+        Metric("view_rate", "Views per item served", of="views_per_user", per="served_per_user"),
+        Metric("click_share", "Clicks per item served", of="clicks_per_user", per="served_per_user"),
+        Metric("diversity", "Different items per item served", of="distinct_items_per_user", per="served_per_user"),
     )
 }
 
 
+def totals_of(metrics: tuple[Metric, ...]) -> tuple[Metric, ...]:
+    """The per-user totals that these metrics are computed from, each once."""
+    names = [name for metric in metrics for name in ((metric.of, metric.per) if metric.per else (metric.name,))]
+    return tuple(METRICS[name] for name in dict.fromkeys(names))
+
+
+def cap_of(total: Metric, config: ExperimentConfig) -> float | None:
+    """The most that one user adds to a total; None where it is not capped."""
+    if total.outcome == LAST_WEEK:
+        return 1.0
+    return config.gmv_cap if total.name == "gmv_per_user" else config.caps.get(total.name)
+
+
 def judged_metrics(config: ExperimentConfig) -> tuple[Metric, ...]:
-    """The section's success metrics, then its guardrails.
+    """The section's success metrics, then its guardrails, then its quality metrics.
 
     Raises:
         InputError: a name is unknown or appears twice, there is no success metric, a margin is missing or not in
-            (0, 1), an error rate is not in (0, 0.5), the share is not in (0, 1), or the horizon is not whole weeks.
+            (0, 1), an error rate is not in (0, 0.5), the share is not in (0, 1), the horizon is not whole weeks or too
+            short for retention, or a bound or cap is not positive.
     """
-    names = (*config.success, *config.guardrails)
+    names = (*config.success, *config.guardrails, *config.quality)
     unknown = [name for name in names if name not in METRICS]
+    uncapped = [name for name in config.caps if name not in METRICS or METRICS[name].per or name == "gmv_per_user"]
     problem = action = ""
     if unknown:
         problem, action = f"metric {unknown[0]!r} is unknown", f"Known are {', '.join(METRICS)}"
     elif len(set(names)) != len(names):
-        problem, action = "a metric is named twice", "Name each once, as success metric or as guardrail"
+        problem, action = "a metric is named twice", "Name each once, as success metric, guardrail or quality metric"
     elif not config.success:
         problem, action = "there is no success metric", "Name at least one"
     elif len(config.guardrail_margins) != len(config.guardrails):
@@ -70,8 +109,20 @@ def judged_metrics(config: ExperimentConfig) -> tuple[Metric, ...]:
         problem, action = f"challenger_share is {config.challenger_share:g}", "Give a share between 0 and 1"
     elif config.days <= 0 or config.days % 7:
         problem, action = f"the horizon is {config.days} days", "Give whole weeks, so that every weekday counts alike"
+    elif "retention" in names and config.days < 14:
+        problem, action = "retention is judged after one week, when every user was there", "Give 14 days or more"
     elif config.gmv_cap <= 0 or config.attribution_hours <= 0:
         problem, action = "gmv_cap or attribution_hours is not positive", "Give positive numbers"
+    elif uncapped:
+        problem, action = f"caps names {uncapped[0]!r}", "Cap per-user totals; GMV has gmv_cap, ratios have none"
+    elif not all(cap > 0 for cap in config.caps.values()):
+        problem, action = "a cap is not positive", "Give the most that one user may add over the experiment"
+    elif config.unit not in ("user", "row"):
+        problem, action = f"the unit is {config.unit!r}", "Give user, or row for a log that knows no users"
+    elif config.max_requests_per_day <= 0 or config.bot_views <= 0:
+        problem, action = "max_requests_per_day or bot_views is not positive", "Give the bounds of who is a bot"
+    elif not 0 < config.max_lost_share < 1:
+        problem, action = f"max_lost_share is {config.max_lost_share:g}", "Give a share between 0 and 1"
     if problem:
         raise InputError(f"Section [experiment]: {problem}.", f"{action}.")
     return tuple(METRICS[name] for name in names)

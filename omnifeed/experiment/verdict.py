@@ -1,13 +1,18 @@
 """PROMOTE, HOLD, REJECT or INVALID: the rules, in the order in which they were written down beforehand.
 
-data present -> whole weeks elapsed and attribution windows closed -> sample ratio, overall and by scenario ->
-guardrails non-inferior -> success metrics superior (Holm) -> no harm in any scenario.
+data present -> whole weeks elapsed and attribution windows closed -> sample ratio, overall, by scenario, day and
+device, and a log that can be believed -> guardrails non-inferior -> success metrics superior (Holm) -> no harm in any
+scenario.
 
-- No data, a broken log, a changed pre-registration or a sample-ratio mismatch: INVALID, at any time, since neither
-  success nor harm can be read from such an experiment.
+- No data, a broken log, a changed pre-registration, a sample-ratio mismatch or a log that no release explains (see
+  `trust`): INVALID, at any time, since neither success nor harm can be read from such an experiment. It is final, with
+  one exception: before the horizon traffic may still come, so an experiment without data, or with too few users for a
+  missing arm to mean anything, is INVALID for now and goes on.
 - Before the horizon: HOLD, unless harm is shown by a confidence sequence: REJECT.
 - At the horizon: harm in a guardrail or a scenario shown -> REJECT; non-inferiority not shown -> HOLD; every success
-  metric inferior -> REJECT; any superior -> PROMOTE; otherwise HOLD, final.
+  metric inferior -> REJECT; a quality metric shown to be worse (Holm) -> HOLD; any superior -> PROMOTE; otherwise HOLD,
+  final.
+- Where the unit is the logged row, intervals are shown and the verdict is INVALID.
 
 "Harm is shown" means: worse at a family-wise alpha (Holm over guardrails and scenarios), and the estimate is beyond the
 margin. A loss that is certain but within its margin is what the margin was granted for.
@@ -28,20 +33,32 @@ import pyarrow as pa
 
 from omnifeed.config import Config, ExperimentConfig
 from omnifeed.errors import InputError
-from omnifeed.experiment import wording
+from omnifeed.experiment import trust, wording
 from omnifeed.experiment.assignment import Arm, Experiment
-from omnifeed.experiment.decision import DayPoint, Decision, MetricResult, Outcome, Reason, Rule, Split, State, Verdict
+from omnifeed.experiment.decision import (
+    Code,
+    DayPoint,
+    Decision,
+    MetricResult,
+    Outcome,
+    Reason,
+    Rule,
+    Split,
+    State,
+    Verdict,
+)
 from omnifeed.experiment.estimate import Effect, effect, holm, sample_ratio_p_value
 from omnifeed.experiment.evidence import ALL, CHALLENGER, CHAMPION, ArmNumbers, Evidence
 from omnifeed.experiment.log import DAY, HOUR
 from omnifeed.experiment.metrics import METRICS, experiment_digest, judged_metrics
+from omnifeed.experiment.read import load_folder
 from omnifeed.experiment.sequential import sequence_factor
 from omnifeed.experiment.totals import observe
 
 RULES = (
     "Data present and log sound",
     "Whole weeks elapsed, attribution closed",
-    "Sample ratio as planned",
+    "Sample ratio as planned, log believable",
     "Guardrails non-inferior",
     "Success metrics superior",
     "No harm in any scenario",
@@ -61,7 +78,8 @@ def decide(folder: Path, experiment: Experiment, config: Config, now: int, befor
     Raises:
         InputError: the [experiment] section is not usable, or the experiment's arms are not champion and challenger.
     """
-    return judge(experiment, config, now, observe(folder, experiment, config, now, before))
+    evidence = observe(lambda connection: load_folder(connection, folder), experiment, config, now, before)
+    return judge(experiment, config, now, evidence)
 
 
 def judge(experiment: Experiment, config: Config, now: int, evidence: Evidence) -> Decision:
@@ -77,21 +95,24 @@ def judge(experiment: Experiment, config: Config, now: int, evidence: Evidence) 
     judged = _Judged(experiment, section, now, evidence, arms)
     broken = judged.broken(experiment_digest(config))
     if broken:
-        return judged.decision(Verdict.INVALID, broken, ("failed",), ())
-    splits = judged.splits()
-    mismatched = tuple(wording.mismatch(split) for split in splits if split.p_value <= split.threshold)
-    closed = now >= experiment.end_ts + section.attribution_hours * HOUR
-    horizon: State = "passed" if closed else "open"
-    if mismatched:
-        return judged.decision(Verdict.INVALID, mismatched, ("passed", horizon, "failed"), splits)
-    if not closed:
+        return judged.decision(Verdict.INVALID, broken, ("failed",), (), waiting=judged.may_still_come(broken))
+    horizon: State = "passed" if judged.closed else "open"
+    if section.unit == "row":
+        results = judged.results(early=False)
+        failed: tuple[State, ...] = ("passed", horizon, "failed")
+        return judged.decision(Verdict.INVALID, (wording.row_unit(),), failed, (), results, waiting=not judged.closed)
+    splits = trust.splits(evidence, arms[CHAMPION].weight, section)
+    doubts = (*trust.mismatches(splits), *trust.findings(evidence, section, experiment.start_ts, now))
+    if doubts:
+        return judged.decision(Verdict.INVALID, doubts, ("passed", horizon, "failed"), splits)
+    if not judged.closed:
         results = judged.results(early=True)
         harmed = tuple(wording.early_harm(result) for result in results if result.outcome == "harm")
         if harmed:
-            states = ("passed", "open", "passed", *_early_states(results))
-            return judged.decision(Verdict.REJECT, harmed, states, splits, results)
+            found = ("passed", "open", "passed", *_early_states(results))
+            return judged.decision(Verdict.REJECT, harmed, found, splits, results)
         waiting = (wording.before_horizon(experiment, section, now),)
-        return judged.decision(Verdict.HOLD, waiting, ("passed", "open", "passed"), splits, results)
+        return judged.decision(Verdict.HOLD, waiting, ("passed", "open", "passed"), splits, results, waiting=True)
     results = judged.results(early=False)
     verdict, reasons, states = _at_horizon(results)
     return judged.decision(verdict, reasons, ("passed", "passed", "passed", *states), splits, results)
@@ -105,9 +126,10 @@ def _early_states(results: Sequence[MetricResult]) -> tuple[State, ...]:
 
 def _loss(result: MetricResult) -> float:
     """Relative loss, positive where the challenger is worse."""
-    if result.relative is None:  # the champion's mean is zero: any loss is beyond every margin
+    if result.champion <= 0:  # any loss is beyond every margin
         return math.inf if result.lower_is_better and result.challenger > 0 else 0.0
-    return result.relative if result.lower_is_better else -result.relative
+    change = result.challenger / result.champion - 1
+    return change if result.lower_is_better else -change
 
 
 def _beyond_sequence(found: Effect, lower_is_better: bool, factor: float) -> bool:
@@ -129,7 +151,7 @@ def _result(
     return MetricResult(
         name=name,
         title=metric.title,
-        role="success" if name in section.success else "guardrail",
+        role="success" if name in section.success else "guardrail" if name in section.guardrails else "quality",
         scenario=champion.scope or None,
         lower_is_better=metric.lower_is_better,
         users_champion=champion.users,
@@ -147,7 +169,9 @@ def _result(
     )
 
 
-def _outcome(result: MetricResult, p_adjusted: float | None, harm: bool, alpha: float, early: bool) -> Outcome:
+def _outcome(
+    result: MetricResult, p_adjusted: float | None, harm: bool, worse: bool, alpha: float, early: bool
+) -> Outcome:
     if harm:
         return "harm"
     if result.scenario is not None:
@@ -158,6 +182,8 @@ def _outcome(result: MetricResult, p_adjusted: float | None, harm: bool, alpha: 
         worst = result.high if result.lower_is_better else result.low
         loss = None if worst is None else worst if result.lower_is_better else -worst
         return "non-inferior" if loss is not None and loss < (result.margin or 0.0) else "not shown"
+    if result.role == "quality":
+        return "inferior" if worse else "no harm shown"
     if p_adjusted is not None and p_adjusted <= alpha:
         return "superior"
     return "inferior" if result.p_harm <= alpha else "not shown"
@@ -170,8 +196,9 @@ def _at_horizon(results: Sequence[MetricResult]) -> tuple[Verdict, tuple[Reason,
     harmed = [result for result in (*guardrails, *scenarios) if result.outcome == "harm"]
     unshown = [result for result in guardrails if result.outcome != "non-inferior"]
     superior = [result for result in success if result.outcome == "superior"]
+    fallen = [result for result in results if result.role == "quality" and result.outcome == "inferior"]
     states: tuple[State, ...] = (
-        "failed" if unshown else "passed",
+        "failed" if unshown or fallen else "passed",
         "passed" if superior else "failed",
         "failed" if any(result.outcome == "harm" for result in scenarios) else "passed",
     )
@@ -181,6 +208,8 @@ def _at_horizon(results: Sequence[MetricResult]) -> tuple[Verdict, tuple[Reason,
         return Verdict.HOLD, tuple(wording.not_non_inferior(result) for result in unshown), states
     if all(result.outcome == "inferior" for result in success):
         return Verdict.REJECT, tuple(wording.inferior(result) for result in success), states
+    if fallen:
+        return Verdict.HOLD, tuple(wording.quality_inferior(result) for result in fallen), states
     if superior:
         return Verdict.PROMOTE, tuple(wording.superior(result) for result in superior), states
     return Verdict.HOLD, tuple(wording.not_superior(result) for result in success), states
@@ -211,28 +240,19 @@ class _Judged:
             reasons.append(wording.misassigned(counts))
         return tuple(reasons)
 
-    def _users(self, scope: str, arm: str) -> int:
-        numbers = self.evidence.arm(scope, arm)
-        return numbers.users if numbers else 0
+    @property
+    def closed(self) -> bool:
+        """Whether the horizon has passed and the last attribution window with it."""
+        return self.now >= self.experiment.end_ts + self.section.attribution_hours * HOUR
 
-    def splits(self) -> tuple[Split, ...]:
-        """The sample-ratio test over all traffic at srm_alpha, and by scenario at srm_alpha divided by their number."""
-        scenarios = self.evidence.scenarios()
+    def may_still_come(self, broken: Sequence[Reason]) -> bool:
+        """Whether all that is wrong is that few users, or none, have come yet."""
+        codes = {reason.code for reason in broken}
+        if self.closed or not codes <= {Code.NO_DATA, Code.ARM_MISSING}:
+            return False
+        users = [numbers.users if (numbers := self.evidence.arm(ALL, name)) else 0 for name in (CHAMPION, CHALLENGER)]
         share = self.arms[CHAMPION].weight
-        found = []
-        for scope in (ALL, *scenarios):
-            champion, challenger = self._users(scope, CHAMPION), self._users(scope, CHALLENGER)
-            found.append(
-                Split(
-                    scenario=scope or None,
-                    champion=champion,
-                    challenger=challenger,
-                    planned_champion_share=share,
-                    p_value=sample_ratio_p_value(champion, challenger, share),
-                    threshold=self.section.srm_alpha / (len(scenarios) if scope else 1),
-                )
-            )
-        return tuple(found)
+        return not any(users) or sample_ratio_p_value(users[0], users[1], share) > self.section.srm_alpha
 
     def _elapsed(self) -> float:
         """Share of the planned duration."""
@@ -246,18 +266,7 @@ class _Judged:
         by all that could show it.
         """
         section = self.section
-        margins = dict(zip(section.guardrails, section.guardrail_margins, strict=True))
-        watched: dict[str, tuple[MetricResult, Effect]] = {}
-        for scope in (ALL, *self.evidence.scenarios()):
-            champion, challenger = self.evidence.arm(scope, CHAMPION), self.evidence.arm(scope, CHALLENGER)
-            if champion is None or challenger is None:
-                continue
-            for name in (*section.success, *section.guardrails):
-                margin = margins.get(name) if not scope else None
-                if scope and name == section.success[0]:
-                    margin = section.scenario_harm_margin
-                found = effect(champion, challenger, METRICS[name], section.alpha)
-                watched[f"{name}@{scope}"] = (_result(name, champion, challenger, found, margin, section), found)
+        watched = self._watched(self.evidence.numbers)
         may_harm = [key for key, (result, _) in watched.items() if result.margin is not None]
         if early:
             may_harm += [f"{name}@{ALL}" for name in section.success]
@@ -269,13 +278,33 @@ class _Judged:
             adjusted = holm({key: watched[key][1].p_worse for key in may_harm}, section.alpha)
             harmed = {key for key in may_harm if adjusted[key] <= section.alpha}
         success = holm({name: watched[f"{name}@{ALL}"][1].p_better for name in section.success}, section.alpha)
+        worse = holm({f"{name}@{ALL}": watched[f"{name}@{ALL}"][1].p_worse for name in section.quality}, section.alpha)
         results = []
         for key, (result, _) in watched.items():
             p_adjusted = success.get(result.name) if result.scenario is None else None
             harm = key in harmed and _loss(result) > (result.margin or 0.0)
-            outcome = _outcome(result, p_adjusted, harm, section.alpha, early)
+            fallen = worse.get(key, 1.0) <= section.alpha
+            outcome = _outcome(result, p_adjusted, harm, fallen, section.alpha, early)
             results.append(replace(result, p_adjusted=p_adjusted, outcome=outcome))
         return tuple(results)
+
+    def _watched(self, numbers: Sequence[ArmNumbers]) -> dict[str, tuple[MetricResult, Effect]]:
+        """Every metric in every scope where both arms have users, by "name@scope"."""
+        section = self.section
+        margins = dict(zip(section.guardrails, section.guardrail_margins, strict=True))
+        arms = {(each.scope, each.arm): each for each in numbers}
+        watched = {}
+        for scope in sorted({each.scope for each in numbers}):
+            champion, challenger = arms.get((scope, CHAMPION)), arms.get((scope, CHALLENGER))
+            if champion is None or challenger is None:
+                continue
+            for name in (*section.success, *section.guardrails, *section.quality):
+                margin = margins.get(name) if not scope else None
+                if scope and name == section.success[0]:
+                    margin = section.scenario_harm_margin
+                found = effect(champion, challenger, METRICS[name], section.alpha)
+                watched[f"{name}@{scope}"] = (_result(name, champion, challenger, found, margin, section), found)
+        return watched
 
     def daily(self) -> tuple[DayPoint, ...]:
         """Cumulative effects by day, with the ordinary interval and the confidence sequence."""
@@ -286,10 +315,10 @@ class _Judged:
             if set(arms) != {CHAMPION, CHALLENGER}:
                 continue
             factor = sequence_factor((day.day + 1) / planned_days, self.section.alpha)
-            for name in (*self.section.success, *self.section.guardrails):
+            for name in (*self.section.success, *self.section.guardrails, *self.section.quality):
                 found = effect(arms[CHAMPION], arms[CHALLENGER], METRICS[name], self.section.alpha)
                 half = None
-                if found.standard_error is not None and found.relative is not None:
+                if found.standard_error is not None and found.low is not None:
                     half = factor * found.standard_error / found.champion
                 points.append(
                     DayPoint(
@@ -312,11 +341,12 @@ class _Judged:
         states: tuple[State, ...],
         splits: tuple[Split, ...],
         results: tuple[MetricResult, ...] = (),
+        *,
+        waiting: bool = False,
     ) -> Decision:
-        closed = self.now >= self.experiment.end_ts + self.section.attribution_hours * HOUR
         decision = Decision(
             verdict=verdict,
-            final=verdict is not Verdict.HOLD or closed,
+            final=not waiting,
             experiment=self.experiment.name,
             champion=self.arms[CHAMPION].release,
             challenger=self.arms[CHALLENGER].release,
@@ -332,6 +362,11 @@ class _Judged:
             splits=splits,
             daily=self.daily(),
             evidence=self.evidence,
+            with_bots=tuple(result for result, _ in self._watched(self.evidence.unfiltered).values())
+            if results
+            else (),
+            registered=self.experiment,
+            section=self.section,
             paragraph="",
         )
         return replace(decision, path=_path(decision, states), paragraph=wording.paragraph(decision))

@@ -13,7 +13,7 @@ from omnifeed.experiment.evidence import ALL, LogCounts
 
 def percent(value: float | None) -> str:
     """A relative effect with its sign: 0.123 -> +12.3 %."""
-    return "not computable" if value is None else f"{value * 100:+.1f} %"
+    return "not estimable" if value is None else f"{value * 100:+.1f} %"
 
 
 def moment(ts: int) -> str:
@@ -28,7 +28,7 @@ def place(scenario: str | None) -> str:
 
 def _interval(result: MetricResult) -> str:
     if result.low is None or result.high is None:
-        return f"{percent(result.relative)} ({result.champion:.4g} to {result.challenger:.4g} a user)"
+        return f"{percent(result.relative)} ({result.champion:.4g} to {result.challenger:.4g}, interval not estimable)"
     return f"{percent(result.relative)} (interval {percent(result.low)} to {percent(result.high)})"
 
 
@@ -83,12 +83,78 @@ def misassigned(counts: LogCounts) -> Reason:
 def mismatch(split: Split) -> Reason:
     """The users do not split as planned."""
     total = split.champion + split.challenger
+    found = (
+        f"{split.champion:,} champion users to {split.challenger:,} challenger users is {split.champion / total:.1%} "
+        f"to {split.challenger / total:.1%}, where {split.planned_champion_share:.1%} to "
+        f"{1 - split.planned_champion_share:.1%} was planned (p = {split.p_value:.2g})"
+    )
+    if split.dimension == "excluded":
+        text = (
+            f"Of the users left out as {split.value}, {found}. Who is left out depends on the arm, so that the users "
+            "who remain are not comparable."
+        )
+        return Reason(Code.EXCLUSION_UNEVEN, text)
+    text = f"Sample-ratio mismatch{group(split)}: {found}. Users are lost or doubled in one arm, so the arms are not "
+    return Reason(Code.SAMPLE_RATIO_MISMATCH, text + "comparable.")
+
+
+def group(split: Split) -> str:
+    """Which users a split counts."""
+    return {
+        "scenario": f" in {split.value}",
+        "day": f" among users first seen on day {int(split.value) + 1}" if split.dimension == "day" else "",
+        "device": f" on {split.value}",
+        "excluded": f" among users left out: {split.value}",
+    }.get(split.dimension, "")
+
+
+def incomplete(missing: float, unexposed: float, bound: float) -> Reason:
+    """Lines that never came."""
     return Reason(
-        Code.SAMPLE_RATIO_MISMATCH,
-        f"Sample-ratio mismatch{place(split.scenario)}: {split.champion:,} champion users to {split.challenger:,} "
-        f"challenger users is {split.champion / total:.1%} to {split.challenger / total:.1%}, where "
-        f"{split.planned_champion_share:.1%} to {1 - split.planned_champion_share:.1%} was planned (p = "
-        f"{split.p_value:.2g}). Users are lost or doubled in one arm, so the arms are not comparable.",
+        Code.LOG_INCOMPLETE,
+        f"The log is incomplete: {missing:.1%} of the positions of the answers have no exposure line, {unexposed:.1%} "
+        f"of the outcomes have no exposure ({bound:.1%} is tolerated). What was lost need not be lost alike in both "
+        "arms.",
+    )
+
+
+def clock_skew(before: float, early: float, skewed: float, bound: float) -> Reason:
+    """Clocks that disagree."""
+    return Reason(
+        Code.CLOCK_SKEW,
+        f"The clocks disagree: {before:.1%} of the exposures lie before the start, {early:.1%} of the outcomes "
+        f"happened before their exposure and {skewed:.1%} were known before they happened ({bound:.1%} is tolerated). "
+        "A log in another time zone looks like this; times are UTC.",
+    )
+
+
+def late_logging(name: str, champion: float, challenger: float) -> Reason:
+    """One arm logs later."""
+    return Reason(
+        Code.LATE_LOGGING,
+        f"Outcome {name} becomes known {champion / 3600:.1f} hours after it happened in the champion's arm and "
+        f"{challenger / 3600:.1f} in the challenger's: at any look, one arm is judged on less.",
+    )
+
+
+def instrumentation_changed(name: str, day: int, rates: dict[str, tuple[float, ...]]) -> Reason:
+    """One arm's logging changed on the way."""
+    said = ", ".join(
+        f"{arm} {before:,.1f} a day before and {after:,.1f} after" for arm, (before, after) in rates.items()
+    )
+    return Reason(
+        Code.INSTRUMENTATION_CHANGED,
+        f"The logging of {name} changed in one arm with day {day + 1}: {said}. The arms no longer count the same.",
+    )
+
+
+def row_unit() -> Reason:
+    """No users in the log."""
+    return Reason(
+        Code.UNIT_NOT_USER,
+        "The unit is the logged row, as declared: who saw both arms is not known, rows of one person are not "
+        "independent and the split of users is not testable. The intervals are shown for reading beside other "
+        "estimates; nothing is promoted on them.",
     )
 
 
@@ -125,6 +191,15 @@ def not_non_inferior(result: MetricResult) -> Reason:
     return Reason(
         Code.NON_INFERIORITY_NOT_SHOWN,
         f"{result.title}: {_interval(result)}. The data do not rule out a loss of {result.margin or 0:.0%} or more.",
+    )
+
+
+def quality_inferior(result: MetricResult) -> Reason:
+    """A quality metric that fell."""
+    return Reason(
+        Code.QUALITY_INFERIOR,
+        f"{result.title}: {_interval(result)}, shown to be worse (one-sided p = {result.p_harm:.2g}). A quality metric "
+        "has no margin: somebody must look before this release is promoted.",
     )
 
 
@@ -168,14 +243,26 @@ def looked_at(rule: int, decision: Decision) -> str:
         f"{counts.exposures_used:,} exposures in {counts.requests:,} requests, {counts.outcomes_used:,} outcomes"
         + (f"; {users}" if users else ""),
         f"{decision.days_elapsed:.3g} days since {moment(decision.start_ts)}, horizon {moment(decision.end_ts)}",
-        "; ".join(
-            f"{split.scenario or 'all traffic'} {split.champion:,} : {split.challenger:,}, p = {split.p_value:.2g}"
-            for split in decision.splits
-        ),
-        _listed([result for result in overall if result.role == "guardrail"]),
+        _splits(decision),
+        _listed([result for result in overall if result.role != "success"]),
         _listed([result for result in overall if result.role == "success"]),
         _listed([result for result in results if result.scenario is not None and result.margin is not None]),
     )[rule]
+
+
+def _splits(decision: Decision) -> str:
+    if decision.section.unit == "row":
+        return "sample ratio not testable: the unit is the logged row"
+    shown = [
+        f"{split.scenario or 'all traffic'} {split.champion:,} : {split.challenger:,}, p = {split.p_value:.2g}"
+        for split in decision.splits
+        if split.dimension in ("all", "scenario")
+    ]
+    for dimension, plural in (("day", "days of first exposure"), ("device", "devices"), ("excluded", "bot rules")):
+        part = [split.p_value for split in decision.splits if split.dimension == dimension]
+        if part:
+            shown.append(f"{len(part)} {plural}, smallest p = {min(part):.2g}")
+    return "; ".join(shown)
 
 
 def paragraph(decision: Decision) -> str:
@@ -195,7 +282,7 @@ def paragraph(decision: Decision) -> str:
     }[decision.verdict]
     counts = decision.evidence.counts
     sentences = [what]
-    split = next((split for split in decision.splits if split.scenario is None), None)
+    split = next((split for split in decision.splits if split.dimension == "all"), None)
     if split is not None:
         sentences.append(
             f"In {decision.days_elapsed:.3g} days {split.challenger:,} users saw the challenger and {split.champion:,} "
@@ -214,9 +301,15 @@ def paragraph(decision: Decision) -> str:
     else:
         sentences += [reason.text for reason in decision.reasons]
     if decision.verdict is Verdict.PROMOTE:
-        guardrails = [each for each in decision.metrics if each.role == "guardrail" and each.scenario is None]
+        guardrails = [each for each in decision.metrics if each.role != "success" and each.scenario is None]
         if guardrails:
             sentences.append(f"Every guardrail held ({_listed(guardrails)}), and no scenario is shown to lose.")
+    bots = counts.users_too_busy + counts.users_clicking_all
+    if bots and decision.with_bots:
+        changes = ", ".join(
+            f"{result.title} {percent(result.relative)}" for result in decision.with_bots if result.role == "success"
+        )
+        sentences.append(f"{bots:,} users were left out as bots by the rules fixed beforehand; with them: {changes}.")
     if counts.users_crossed:
         sentences.append(
             f"{counts.users_crossed:,} of the challenger's users were at times answered by the champion after a fault; "

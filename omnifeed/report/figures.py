@@ -139,7 +139,7 @@ def forest(rows: Sequence[dict[str, Any]], name: str, description: str, xlabel: 
             if row["relative"] is not None:
                 axes.plot(row["relative"], place, "o", color=shade, ms=6.5)
             else:
-                axes.text(0.01 * limit, place, "not computable", color=MUTED, va="center", fontsize=9)
+                axes.text(0.01 * limit, place, "not estimable", color=MUTED, va="center", fontsize=9)
         axes.set_yticks(range(len(rows)), [row["label"] for row in rows], color=INK)
         for label, row in zip(axes.get_yticklabels(), rows, strict=True):
             label.set_fontweight("bold" if row["lead"] else "normal")

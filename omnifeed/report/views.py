@@ -23,22 +23,29 @@ _OUTCOMES = {
 _COUNTS = {
     "exposures": "exposure lines",
     "exposures_used": "of them used",
+    "exposures_viewed": "of those viewed",
     "exposures_repeated": "repeated (the first counts)",
+    "exposures_missing": "positions of an answer without a line",
     "exposures_outside": "outside the experiment's time",
+    "exposures_before": "of them before the start",
     "exposures_foreign": "under another experiment's name",
     "requests": "requests",
     "outcomes": "outcome lines known by then",
     "outcomes_used": "of them used",
     "outcomes_repeated": "repeated",
     "outcomes_unexposed": "without exposure (never joined)",
+    "outcomes_outside": "of exposures outside the experiment",
     "outcomes_late": "after the attribution window",
     "outcomes_early": "before their exposure",
+    "outcomes_skewed": "known before they happened",
     "outcomes_unknown": "with a name that no metric reads",
     "torn": "torn last lines",
     "unreadable": "unreadable lines",
     "malformed": "negative or infinite values",
     "users_crossed": "challenger's users answered by the champion at times",
     "users_misassigned": "users logged under an arm that is not theirs",
+    "users_too_busy": "bots left out: too many requests on a day",
+    "users_clicking_all": "bots left out: clicked everything they viewed",
 }
 
 
@@ -63,11 +70,12 @@ class Headline:
 def decision_view(decision: dict[str, Any]) -> dict[str, Any]:
     """What the experiment's section prints."""
     metrics = [{**row, "label": _place(row), "tone": _effect_tone(row)} for row in decision["metrics"]]
+    bots = [{**row, "label": _place(row), "tone": _effect_tone(row)} for row in decision["with_bots"]]
     shown = [row for row in metrics if row["scenario"] is None or row["margin"] is not None]
     alpha = decision["alpha"]
     level = f"{(1 - 2 * alpha) * 100:.3g} %"
     titles = {row["name"]: row["title"] for row in metrics}
-    overall = next((split for split in decision["splits"] if split["scenario"] is None), None)
+    overall = next((split for split in decision["splits"] if split["dimension"] == "all"), None)
     counts = decision["counts"]
     facts = [
         Fact("Champion", f"Release {decision['champion']}", _users(overall, "champion")),
@@ -89,6 +97,7 @@ def decision_view(decision: dict[str, Any]) -> dict[str, Any]:
             for title, rows in (
                 ("", [row for row in metrics if row["scenario"] is None]),
                 ("Every metric in every scenario", [row for row in metrics if row["scenario"] is not None]),
+                ("With the users who were left out as bots", bots),
             )
             if rows
         ],
@@ -107,6 +116,7 @@ def decision_view(decision: dict[str, Any]) -> dict[str, Any]:
         "splits": [
             {
                 **split,
+                "label": _group(split),
                 "share": split["challenger"] / max(split["champion"] + split["challenger"], 1),
                 "planned": 1 - split["planned_champion_share"],
                 "tone": "bad" if split["p_value"] <= split["threshold"] else "good",
@@ -231,6 +241,18 @@ def verdict_label(decision: dict[str, Any]) -> str:
 
 def _users(split: dict[str, Any] | None, arm: str) -> str:
     return "" if split is None else f"{words.count(split[arm])} users"
+
+
+def _group(split: dict[str, Any]) -> str:
+    match split["dimension"]:
+        case "all":
+            return "all traffic"
+        case "day":
+            return f"first seen on day {int(split['value']) + 1}"
+        case "excluded":
+            return f"left out: {split['value']}"
+        case _:
+            return str(split["value"])
 
 
 def _place(row: dict[str, Any]) -> str:

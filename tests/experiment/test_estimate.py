@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import scipy.stats
-from experiment_logs import CONFIG, HORIZON, START, Logs, experiment, traffic
+from experiment_logs import CONFIG, HORIZON, Logs, experiment, traffic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
@@ -182,14 +182,8 @@ def test_the_planned_size_is_that_of_statsmodels(share: float) -> None:
 def test_sql_and_python_assign_alike(user: str, share: float) -> None:
     import duckdb
 
-    from omnifeed.experiment.log import _assign
+    from omnifeed.experiment.log import arm_sql
 
     test = experiment(share=share, name="salt'é")
-    connection = duckdb.connect()
-    connection.execute(
-        "CREATE TABLE exposure AS SELECT ? AS user_id, 's' AS scenario, ? AS ts, 'a' AS arm, '0' AS release, "
-        "false AS crossed",
-        [user, START],
-    )
-    _assign(connection, test)
-    assert connection.execute("SELECT user_id, arm FROM unit").fetchall() == [(user, assign(test, user).name)]
+    found = duckdb.connect().execute(f"SELECT {arm_sql(test)} FROM (SELECT ? AS user_id)", [user]).fetchall()
+    assert found == [(assign(test, user).name,)]

@@ -102,9 +102,11 @@ def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str], sec
 
 @pytest.fixture(scope="session")
 def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny run config, on free ports."""
+    """The tiny run config, on free ports, with a checkpoint every other step of training."""
     path = tmp_path_factory.mktemp("config") / "tiny.toml"
-    path.write_text((ROOT / "pipelines" / "configs" / "tiny.toml").read_text() + PORTS)
+    text = (ROOT / "pipelines" / "configs" / "tiny.toml").read_text()
+    assert "checkpoint_every = 10\n" in text
+    path.write_text(text.replace("checkpoint_every = 10\n", "checkpoint_every = 2\n") + PORTS)
     return path
 
 

@@ -184,7 +184,7 @@ def _watch_changes(roots: tuple[str, ...], folder: Path, kill: Moment | None) ->
             return
         path = os.fsdecode(arguments[1] if event == "os.rename" else arguments[0]) if _is_path(arguments[0]) else ""
         root = next((root for root in roots if path.startswith(root)), None)
-        if root is None or "/steps/" in path:
+        if root is None or "/steps" in path or (event == "os.mkdir" and os.path.isdir(path)):
             return
         relative = path.removeprefix(root)
         if relative in ("result.json", "changes.log"):

@@ -106,7 +106,7 @@ def test_what_the_command_prints_holds_every_model_by_tab(run: Run) -> None:
 
 
 def test_triton_answers_users_of_the_log_in_the_busiest_tabs_from_both_releases(run: Run) -> None:
-    shown = json.loads((run.home.runs / run.outcome.run / "serving.json").read_text())["recommendations"]
+    shown = run.step("traffic")["recommendations"]
     log = pq.read_table(run.log)
     log = log.group_by(log.column_names).aggregate([])  # without copies
     clicks = log.filter(pc.equal(log["is_click"], 1))

@@ -63,17 +63,22 @@ def slates(world: World, shelf: Shelf, visit: Visit) -> dict[str, list[str]]:
         "broken": -trend,
         "better": trend / trend.max() + value / max(value.max(), 1e-12),
     }
-    return {
-        name: shelf.ids[here[np.argsort(-score, kind="stable")[:SLATE]]].tolist() for name, score in scores.items()
-    }
+    return {name: shelf.ids[here[np.argsort(-score, kind="stable")[:SLATE]]].tolist() for name, score in scores.items()}
 
 
 @pytest.fixture(scope="module", params=sorted(LAWS))
 def market(request: pytest.FixtureRequest) -> tuple[World, Answers]:
     """A world, and every policy's answer to every visit of a week with what came of it."""
     world = World(
-        WorldConfig(law=request.param, users=2_000, items=400, creators=60, livestreams_per_day=60, new_items_per_day=10,
-                    requests_per_user_day=0.5)
+        WorldConfig(
+            law=request.param,
+            users=2_000,
+            items=400,
+            creators=60,
+            livestreams_per_day=60,
+            new_items_per_day=10,
+            requests_per_user_day=0.5,
+        )
     )
     answers: Answers = {"trending": [], "broken": [], "better": []}
     for day in range(FIRST, FIRST + DAYS):
@@ -134,9 +139,7 @@ def test_the_same_policy_in_both_arms_is_promoted_no_oftener_than_chance(
 
 
 @pytest.mark.parametrize("salt", range(SALTS))
-def test_a_deliberately_broken_challenger_is_rejected(
-    market: tuple[World, Answers], tmp_path: Path, salt: int
-) -> None:
+def test_a_deliberately_broken_challenger_is_rejected(market: tuple[World, Answers], tmp_path: Path, salt: int) -> None:
     decision = verdict(tmp_path, market, "broken", f"broken-{salt}")
     assert decision.verdict is Verdict.REJECT
     assert decision.final

@@ -44,7 +44,7 @@ class Limits:
     users: int = 100  # fewer: the interval's normal approximation is not to be had
     effective_share: float = 0.05  # of the answers (Kish)
     weight_share: float = 0.02  # of all weight, in one user
-    events: float = 50.0  # effective number of users with a reward (Kish, of weighted rewards)
+    events: float = 80.0  # effective number of users with a reward (Kish, of weighted rewards)
     outside: float = 0.01  # the target's probability of answers that the log could not show
     deviation: float = 4.0  # standard errors of the mean weight from 1
 
@@ -58,7 +58,7 @@ class Overlap:
     effective_answers: float  # Kish: (sum w)^2 / sum w^2
     largest_user_share: float  # of all weight
     effective_events: float  # Kish, of users' weighted rewards
-    mean_weight: float  # of the whole answers; 1 in expectation if the target has no answer that the log has not
+    mean_weight: float  # 1 in expectation, if the propensities are true and the log could show all that the target does
     mean_weight_error: float  # its standard error
 
 
@@ -101,10 +101,10 @@ def overlap(log: LoggedSlates, weight: Floats, reward: Floats) -> Overlap:
         relative = np.where(total > 0, weight / total, 0.0)
     by_user = np.bincount(code, weights=relative @ share, minlength=len(users))
     earned = np.bincount(code, weights=np.abs(weight * reward).sum(1), minlength=len(users))
-    last = weight[:, -1] if weight.shape[1] else np.zeros(len(weight))
+    typical = weight @ share
     count = max(len(weight), 1)
-    mean = float(last.sum() / count)
-    spread = np.bincount(code, weights=last - mean, minlength=len(users))
+    mean = float(typical.sum() / count)
+    spread = np.bincount(code, weights=typical - mean, minlength=len(users))
     return Overlap(
         answers=len(weight),
         users=len(users),
@@ -126,7 +126,7 @@ def refusals(found: Overlap, limits: Limits, outside: float) -> tuple[Refusal, .
     if found.users < limits.users:
         reasons.append(Refusal(Reason.TOO_FEW_USERS, f"{found.users:,} users; {limits.users:,} are needed."))
     if outside > limits.outside:
-        text = f"The target shows what the log never could with probability {outside:.1%}; {limits.outside:.1%} is allowed."
+        text = f"With probability {outside:.1%} the target shows what the log could not; {limits.outside:.1%} may."
         reasons.append(Refusal(Reason.OUTSIDE_SUPPORT, text))
     if abs(found.mean_weight - 1) > max(limits.deviation * found.mean_weight_error, 1e-9):
         text = (
@@ -145,6 +145,7 @@ def refusals(found: Overlap, limits: Limits, outside: float) -> tuple[Refusal, .
         text = f"One user holds {found.largest_user_share:.1%} of all weight; {limits.weight_share:.0%} is allowed."
         reasons.append(Refusal(Reason.ONE_WEIGHT_RULES, text))
     if found.effective_events < limits.events:
-        text = f"The rewards are worth {found.effective_events:.1f} users' under the target; {limits.events:.0f} are needed."
+        worth = f"{found.effective_events:.1f} users' under the target"
+        text = f"The rewards are worth {worth}; {limits.events:.0f} are needed."
         reasons.append(Refusal(Reason.TOO_FEW_EVENTS, text))
     return tuple(reasons)

@@ -19,9 +19,7 @@ from omnifeed.experiment.offpolicy.slates import Bools, Floats, Ints, LoggedSlat
 DEEPEST = 10  # positions whose orders are counted: 2 ** 10 subsets an answer
 
 
-def slate_propensities(
-    scores: Floats, authors: Ints, places: Ints, creator_limit: int, temperature: float
-) -> Floats:
+def slate_propensities(scores: Floats, authors: Ints, places: Ints, creator_limit: int, temperature: float) -> Floats:
     """The probability of each of a slate's items given those above it, as exploration in serving draws them.
 
     Args:
@@ -114,7 +112,7 @@ def _given_set(propensity: Floats) -> Floats:
         ways[subset] = sum(share[:, item] * ways[subset | 1 << item] for item in missing) / left
     prefix = [(1 << position) - 1 for position in range(depth + 1)]
     along: npt.NDArray[np.float64] = ways[prefix].T
-    return np.asarray(propensity * along[:, 1:] / along[:, :-1], np.float64)
+    return np.asarray(np.minimum(propensity * along[:, 1:] / along[:, :-1], 1.0), np.float64)
 
 
 def _drawn(scores: Floats, temperature: float) -> Floats:

@@ -9,9 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from statistics import NormalDist
-
-import numpy as np
 
 from omnifeed.errors import InputError
 from omnifeed.experiment.offpolicy.estimators import (
@@ -52,8 +49,9 @@ class Pruned:
     advice: Advice
     text: str
     estimate: Estimate
-    relative: float | None  # to the champion's value on the same log
-    upper: float | None  # the highest relative difference that the log admits
+    relative: float | None  # candidate / champion - 1 on the same answers
+    low: float | None  # of it; each end is one-sided at alpha / candidates
+    high: float | None
 
 
 def prune(
@@ -69,55 +67,58 @@ def prune(
 ) -> tuple[Pruned, ...]:
     """Advise on each candidate, paired with the champion on the same answers.
 
-    With as many comparisons as candidates, each is made at alpha / candidates: the chance that any candidate is dropped
-    which is no worse than the margin allows is at most alpha.
+    Each comparison is made at alpha / candidates: the chance that any candidate is dropped whose loss is no more than
+    the margin is at most alpha.
 
     Args:
         margin: relative loss that is still let through, e.g. 0.05.
         champion: float64 [R, K], the champion's probabilities; by default it is the policy that drew the log.
 
     Raises:
-        InputError: shapes differ, the margin is not in [0, 1), or the champion's own estimate has to be refused.
+        InputError: shapes differ, the margin is not in [0, 1), or the champion's own value cannot be read.
     """
     if not 0 <= margin < 1:
         raise InputError(f"The margin is {margin:g}.", "Give a relative loss of at least 0 and below 1.")
     baseline = log.propensity if champion is None else champion
-    own = estimate(Estimator.SNIPS if estimator is Estimator.DR else estimator, log, baseline, limits=limits)
-    if not own.usable:
-        raise InputError(
-            f"The champion's own value cannot be read from this log: {own.refusals[0].text}",
-            "Collect more explored traffic.",
+    kind = Estimator.SNIPS if estimator is Estimator.DR else estimator
+    own = estimate(kind, log, baseline, limits=limits)
+    problem = own.refusals[0].text if own.refusals else "It is zero or less." if (own.value or 0.0) <= 0 else ""
+    if problem:
+        raise InputError(f"The champion's own value cannot be read: {problem}", "Collect more explored traffic.")
+    reference, _ = linearised(kind, log, baseline)
+    rule = _Rule(estimator, reference, margin, lower_is_better, alpha / max(len(candidates), 1), limits)
+    return tuple(rule.advise(log, candidate) for candidate in candidates)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    estimator: Estimator
+    reference: Linearised
+    margin: float
+    lower_is_better: bool
+    level: float
+    limits: Limits | None
+
+    def advise(self, log: LoggedSlates, candidate: Candidate) -> Pruned:
+        found = estimate(
+            self.estimator,
+            log,
+            candidate.target,
+            model=candidate.model,
+            limits=self.limits,
+            outside=candidate.outside,
         )
-    reference, _ = linearised(own.estimator, log, baseline)
-    level = alpha / max(len(candidates), 1)
-    return tuple(
-        _advise(log, each, estimator, reference, -margin if not lower_is_better else margin, level, limits)
-        for each in candidates
-    )
-
-
-def _advise(
-    log: LoggedSlates,
-    candidate: Candidate,
-    estimator: Estimator,
-    reference: Linearised,
-    bound: float,
-    level: float,
-    limits: Limits | None,
-) -> Pruned:
-    found = estimate(
-        estimator, log, candidate.target, model=candidate.model, limits=limits, outside=candidate.outside
-    )
-    if not found.usable:
-        text = f"The log cannot say: {' '.join(refusal.text for refusal in found.refusals)}"
-        return Pruned(candidate.name, Advice.CANNOT_SAY, text, found, None, None)
-    own, _ = linearised(estimator, log, candidate.target, candidate.model)
-    relative = own.value / reference.value - 1
-    # delta method for the ratio of two values on the same users
-    error = Linearised(
-        relative, (own.influence - own.value / reference.value * reference.influence) / reference.value
-    ).standard_error
-    worse = -1.0 if bound <= 0 else 1.0
-    del worse
-    upper = relative + NormalDist().inv_cdf(1 - level) * error
-    return Pruned(candidate.name, Advice.KEEP, "", found, relative, float(np.asarray(upper)))
+        if found.refusals:
+            text = " ".join(refusal.text for refusal in found.refusals)
+            return Pruned(candidate.name, Advice.CANNOT_SAY, text, found, None, None, None)
+        own, _ = linearised(self.estimator, log, candidate.target, candidate.model)
+        ratio = own.value / self.reference.value
+        influence = (own.influence - ratio * self.reference.influence) / self.reference.value
+        low, high = Linearised(ratio - 1, influence).interval(2 * self.level)
+        worse = low > self.margin if self.lower_is_better else high < -self.margin
+        text = (
+            f"{ratio - 1:+.1%} against the champion ({low:+.1%} to {high:+.1%}): "
+            + ("worse by more than" if worse else "not shown to be worse by")
+            + f" {self.margin:.0%}."
+        )
+        return Pruned(candidate.name, Advice.DROP if worse else Advice.KEEP, text, found, ratio - 1, low, high)

@@ -97,9 +97,7 @@ def explored_slates(events: pa.Table, reward: str) -> Explored:
         return np.where(shown, rows[name].to_numpy()[place], blank) if place.size else np.zeros(place.shape)
 
     users = np.unique(_texts(rows["user_id"]), return_inverse=True)[1]
-    slates = LoggedSlates(
-        np.asarray(users[first[whole]], np.int64), shown, grid("propensity", 1.0), grid("worth", 0.0)
-    )
+    slates = LoggedSlates(np.asarray(users[first[whole]], np.int64), shown, grid("propensity", 1.0), grid("worth", 0.0))
     items = np.where(shown, _texts(rows["item_id"])[place], "") if place.size else np.zeros(place.shape, np.str_)
     return Explored(slates, tuple(names[whole].tolist()), items, int((~whole).sum()))
 
@@ -112,7 +110,7 @@ def target_probabilities(
     Returns:
         float64 [R, K], NaN where an item has none (estimates refuse that), 1 beyond an answer's end.
     """
-    given = {key: float(value) for *key_, value in zip(request_id, item_id, probability, strict=True) for key in [tuple(key_)]}
+    given = dict(zip(zip(request_id, item_id, strict=True), probability, strict=True))
     target = np.ones(explored.slates.shown.shape)
     for row, place in np.argwhere(explored.slates.shown):
         target[row, place] = given.get((explored.request_id[row], str(explored.item_id[row, place])), np.nan)

@@ -1,0 +1,64 @@
+"""What a home holds, as a mapping that two homes can be compared by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from pathlib import Path
+
+from omnifeed.experiment.ledger import Ledger
+from omnifeed.export.catalogue import current_version, load_snapshot
+from omnifeed.export.release import load_release
+from omnifeed.home import Home
+
+#: Not accepted state: records of runs, locks, the server's scratch, and Feast's registry, which holds its own times.
+_PASSING = ("runs/", "serving/", "quarantine/", "features/registry.db", "features/online.db")
+
+
+def state(home: Home) -> dict[str, str]:
+    """Digest of every file by its path, and every row of the online store; what a killed write left is hidden."""
+    found = {}
+    for path in home.root.rglob("*"):
+        name = str(path.relative_to(home.root))
+        hidden = any(part.startswith(".") for part in path.relative_to(home.root).parts)
+        if path.is_file() and not hidden and not name.startswith(_PASSING) and "lock" not in path.name:
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found | _online(home.features / "online.db")
+
+
+def _online(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    rows = {}
+    connection = sqlite3.connect(path)
+    try:
+        for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            columns = [row[1] for row in connection.execute(f'PRAGMA table_info("{table}")')]
+            if "entity_key" not in columns:
+                continue
+            query = f'SELECT entity_key, feature_name, value, event_ts FROM "{table}"'
+            for key, feature, value, ts in connection.execute(query):
+                rows[f"online/{table}/{key.hex()}/{feature}"] = hashlib.sha256(repr((value, ts)).encode()).hexdigest()
+    finally:
+        connection.close()
+    return rows
+
+
+def under(found: dict[str, str], prefixes: tuple[str, ...]) -> dict[str, str]:
+    return {name: digest for name, digest in found.items() if name.startswith(prefixes)}
+
+
+def assert_sound(home: Home) -> None:
+    """Every accepted thing is whole: ledger, releases, catalogue, the pointer to the experiment."""
+    Ledger(home).verify()
+    releases = [path for path in home.releases.glob("[!.]*")] if home.releases.exists() else []
+    for folder in releases:
+        load_release(folder)
+    champion = Ledger(home).champion()
+    assert champion is None or (home.releases / champion).is_dir()
+    if (home.catalogue / "current").exists():
+        current_version(home)
+        load_snapshot(home)
+    if (home.experiments / "current.json").exists():
+        json.loads((home.experiments / "current.json").read_text())
