@@ -74,9 +74,14 @@ class Home:
 
         Raises:
             ConflictError: another process holds it.
+            OmnifeedError: the folder cannot be made or written.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        with open(self.root / "lock", "a+", encoding="utf-8") as handle:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = open(self.root / "lock", "a+", encoding="utf-8")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise _disk_error(self.root, error) from error
+        with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

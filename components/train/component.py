@@ -29,7 +29,7 @@ def train(
         settings = Config.from_json(config)
         folder = Home(Path(home)).root / "training" / training_key(Path(training_set.path), settings)
         result = fit(Path(training_set.path), folder, settings, progress=record.progress)
-        shutil.copytree(folder, model.path, ignore=shutil.ignore_patterns("checkpoint"), dirs_exist_ok=True)
+        shutil.copytree(folder, model.path, ignore=shutil.ignore_patterns("checkpoint", ".*"), dirs_exist_ok=True)
         record.info = json.loads((folder / "losses.json").read_text(encoding="utf-8"))
         metrics.log_metric("steps", result.steps)
         metrics.log_metric("best_epoch", result.best_epoch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,13 +19,14 @@ from omnifeed.config import Config
 from omnifeed.datasets.served import served_events
 from omnifeed.engine import EventSource
 from omnifeed.export.catalogue import write_snapshot
+from omnifeed.export.encode import Columns, action_ids
 from omnifeed.features.aggregates import item_features_asof, user_features_asof
 from omnifeed.features.history import histories_asof
 from omnifeed.features.spec import ITEM_DENSE
 from omnifeed.features.store import push_users
 from omnifeed.home import Home
 from omnifeed.quality.lake import accepted
-from omnifeed.tables import TS
+from omnifeed.tables import OUTCOMES, TS, read_tables
 
 
 def refresh_catalogue(home: Home, config: Config, items: pa.Table, events: Sequence[EventSource], now: int) -> str:
@@ -44,11 +46,11 @@ def refresh_catalogue(home: Home, config: Config, items: pa.Table, events: Seque
         .append_column("row", pa.array(np.arange(items.num_rows)))
         .join(features, "item_id", join_type="left outer")
     )
-    by_scenario = {}
+    by_scenario: dict[str, Columns] = {}
     for scenario in config.data.scenarios:
         mine = features.filter(pc.equal(features["scenario"], scenario))
         rows = mine["row"].to_numpy()
-        columns = {}
+        columns: dict[str, Any] = {}
         for feature in ITEM_DENSE:
             column = np.full(items.num_rows, float(feature.default or 0.0))
             column[rows] = mine[feature.name].to_numpy()
@@ -73,6 +75,21 @@ class Seen:
     order: str  # breaks ties of (observed_ts, ts), as event ids do
 
 
+def _still_unknown(folder: Path, users: Collection[str], start: int) -> list[Seen]:
+    """Events of the lake whose outcomes become known only after `start`."""
+    events = read_tables(folder).events
+    late = pc.greater_equal(events["observed_ts"], pa.scalar(start, pa.int64()).cast(TS))
+    mine = pc.is_in(events["user_id"], pa.array(sorted(users), pa.string()))
+    events = events.filter(pc.and_(pc.and_(late, mine), pc.fill_null(events["viewed"], True)))
+    actions = action_ids({name: pc.fill_null(events[name], False).to_numpy() for name in OUTCOMES})
+    times = {name: events[name].cast(pa.int64()).to_pylist() for name in ("ts", "observed_ts")}
+    columns = [events[name].to_pylist() for name in ("user_id", "item_id", "scenario")]
+    rows = zip(
+        *columns, actions.tolist(), times["ts"], times["observed_ts"], events["event_id"].to_pylist(), strict=True
+    )
+    return [Seen(*row) for row in rows]
+
+
 class Freshness:
     """Midnight and hourly refreshes for the users of one experiment, in process."""
 
@@ -85,6 +102,7 @@ class Freshness:
                 zip(row["history_item"], row["history_action"], row["history_scenario"], row["history_ts"], strict=True)
             )
         self._pending: dict[str, list[Seen]] = {user: [] for user in users}
+        self.saw(_still_unknown(accepted(home), users, start))
 
     def midnight(self, items: pa.Table, ts: int) -> None:
         """Refresh the catalogue, and the daily aggregates of the users, as of a midnight."""

@@ -63,7 +63,7 @@ def omnifeed(home: Path, *arguments: str | Path, limit: Callable[[], None] | Non
         cwd=ROOT,
         capture_output=True,
         text=True,
-        preexec_fn=limit,  # noqa: PLW1509 - one thread here
+        preexec_fn=limit,
         check=False,
     )
     return Command(done.returncode, done.stdout, done.stderr)

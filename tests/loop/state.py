@@ -52,8 +52,7 @@ def under(found: dict[str, str], prefixes: tuple[str, ...]) -> dict[str, str]:
 def assert_sound(home: Home) -> None:
     """Every accepted thing is whole: ledger, releases, catalogue, the pointer to the experiment."""
     Ledger(home).verify()
-    releases = [path for path in home.releases.glob("[!.]*")] if home.releases.exists() else []
-    for folder in releases:
+    for folder in home.releases.glob("[!.]*"):
         load_release(folder)
     champion = Ledger(home).champion()
     assert champion is None or (home.releases / champion).is_dir()
