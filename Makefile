@@ -40,7 +40,7 @@ check: setup ## lint, format, types
 	$(BIN)/mypy
 
 goldens: setup ## write the compiled pipelines and loss curves that the tests compare with
-	$(BIN)/python -m pytest tests/pipelines/test_goldens.py tests/training/test_golden.py --refresh-goldens -q
+	$(BIN)/python -m pytest tests/pipelines/test_goldens.py tests/training/test_loop.py --refresh-goldens -q
 
 results: setup ## docs/RESULTS.md from results/*.json
 	$(BIN)/python benchmarks/results_page.py
