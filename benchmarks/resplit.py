@@ -164,7 +164,7 @@ class Resplit:
         names = [total.name for total in self.played.totals]
         return np.array(
             [
-                [min(known.get(user, {}).get(name) or 0.0, cap) for name, cap in zip(names, caps, strict=True)]
+                [min(float(known.get(user, {}).get(name) or 0), cap) for name, cap in zip(names, caps, strict=True)]
                 for user in self.played.users
             ]
         )

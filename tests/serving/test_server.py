@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -347,3 +348,14 @@ def test_infra_validation_passes_a_good_release_and_names_what_fails_in_a_bad_on
     assert [(check.name, check.passed) for check in refused.checks] == [("hashes", False)]
     assert not home.experiments.exists()  # nothing of it was logged
     assert json.dumps(refused.to_dict())
+
+
+def test_the_readmes_plain_triton_example_runs_as_it_stands(
+    server: LocalServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    example = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "tritonclient" in block)
+    exec(compile(example.replace("127.0.0.1:8001", server.url), "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert all(np.isfinite(float(line.split()[1])) for line in lines)
