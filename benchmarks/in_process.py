@@ -160,9 +160,7 @@ class UserTable:
         """(item, action, scenario, ts) of each user as of a time, oldest first."""
         packed = histories_asof(events, ts, self._config, self._profile.keys()).to_pydict()
         lists = (packed[f"history_{name}"] for name in ("item", "action", "scenario", "ts"))
-        found = {
-            user: list(zip(*rows, strict=True)) for user, *rows in zip(packed["user_id"], *lists, strict=True)
-        }
+        found = {user: list(zip(*rows, strict=True)) for user, *rows in zip(packed["user_id"], *lists, strict=True)}
         return {user: found.get(user, []) for user in self._profile}
 
     def put(self, user_id: str, history: Sequence[tuple[str, int, str, int]]) -> None:

@@ -218,7 +218,7 @@ def power_rows(market: Market, network: Network, **labels: Any) -> list[dict[str
     users = len(played.users)
     found = [
         row("users", users, **labels),
-        row("requests", float(played.requests.sum()), **labels),
+        row("requests", float(played.logged[0, :, :, 0].sum()), **labels),
         row("largest_relative_difference_from_the_gate", worst, **labels),
         row("demo_split_verdict", played.reference.verdict.value, **labels),
     ]

@@ -28,7 +28,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SEED = 11
 POOL, SLATE = 5, 3
 ORDERS = np.array(list(itertools.permutations(range(POOL), SLATE)))
-DAYS = {"default": range(14, 18), "other": range(14, 16)}
+DAYS = {"default": range(14, 18), "other": range(14, 15)}
 REPETITIONS = 1_000
 USERS = (1_000, 3_000)
 TEMPERATURES = (2.0, 1.0, 0.5)
@@ -123,12 +123,14 @@ class Market:
 
 
 def share_row(metric: str, hits: npt.NDArray[Any], **labels: Any) -> dict[str, Any]:
-    """A share of repetitions with its binomial 95 % interval."""
-    if not len(hits):
+    """A share of repetitions with its 95 % interval (Wilson)."""
+    count = len(hits)
+    if not count:
         return row(metric, float("nan"), repetitions=0, **labels)
-    share = float(hits.mean())
-    half = 1.96 * np.sqrt(max(share * (1 - share), 1e-12) / len(hits))
-    return row(metric, share, max(share - half, 0.0), min(share + half, 1.0), repetitions=len(hits), **labels)
+    share, z = float(hits.mean()), 1.96
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * float(np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)))
+    return row(metric, share, centre - half, centre + half, repetitions=count, **labels)
 
 
 def coverage(law: str, data: Known, temperature: float, users: int) -> list[dict[str, Any]]:
@@ -171,6 +173,7 @@ def coverage(law: str, data: Known, temperature: float, users: int) -> list[dict
         result.append(row("effective_share_median", float(np.median(share)), **labels))
         result.append(row("effective_events_median", float(np.median(events)), **labels))
         result.append(row("interval_width_relative_median", float(np.median(width) / truth), **labels))
+        print(labels, *(f"{entry['metric']} {entry['value']:.3f}" for entry in result[-7:]), flush=True)
     return result
 
 

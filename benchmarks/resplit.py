@@ -18,7 +18,16 @@ from in_process import Engine, Market, Standing, UserTable
 from omnifeed.datasets.served import served_events
 from omnifeed.experiment.assignment import Arm, Experiment, assign
 from omnifeed.experiment.decision import Decision
-from omnifeed.experiment.evidence import ALL, CHALLENGER, CHAMPION, ArmNumbers, Evidence, LogCounts, UserGroup
+from omnifeed.experiment.evidence import (
+    ALL,
+    CHALLENGER,
+    CHAMPION,
+    ArmNumbers,
+    DayLog,
+    Evidence,
+    LogCounts,
+    UserGroup,
+)
 from omnifeed.experiment.gate import period_before
 from omnifeed.experiment.metrics import Metric, cap_of, experiment_digest, judged_metrics, totals_of
 from omnifeed.experiment.verdict import decide, judge
@@ -26,10 +35,13 @@ from omnifeed.export.encode import action_ids
 from omnifeed.model.network import Network
 from omnifeed.pipelines.traffic import DAY_US, HOUR_US, OutcomeLog, planned_visits
 from omnifeed.quality.lake import accepted
+from omnifeed.tables import OUTCOMES
 from omnifeed.world.market import Response, Visit
 
 Floats = npt.NDArray[np.float64]
 ARMS = (CHAMPION, CHALLENGER)
+#: What the gate counts by arm and day, to see whether an arm began or ceased to log something.
+LOGGED = ("requests", "exposures", "viewed", "dwell_ms", "gmv", *OUTCOMES)
 
 
 @dataclass
@@ -45,7 +57,7 @@ class Played:
     views: Floats  # [arm, user]
     clicks: Floats  # [arm, user]
     items: Floats  # [arm, user, scenario], exposures
-    requests: Floats  # [user]
+    logged: Floats  # [arm, user, day, LOGGED]
     first_day: npt.NDArray[np.int64]  # [user]
     device: list[str | None]  # [user], of the first visit
     before: pa.Table | None
@@ -78,7 +90,9 @@ def registered(market: Market) -> Experiment:
     section = market.config.experiment
     name, share = "release-1-vs-0", section.challenger_share
     arms = (Arm(CHAMPION, "0", 1 - share), Arm(CHALLENGER, "1", share))
-    return Experiment(name, name, arms, market.now, market.now + section.days * DAY_US, experiment_digest(market.config))
+    return Experiment(
+        name, name, arms, market.now, market.now + section.days * DAY_US, experiment_digest(market.config)
+    )
 
 
 def play(market: Market, challenger: Network) -> Played:
@@ -92,7 +106,8 @@ def play(market: Market, challenger: Network) -> Played:
     row, column = ({name: place for place, name in enumerate(names)} for names in (users, scenarios))
     values = np.zeros((2, len(users), len(scenarios), len(totals)))
     views, clicks = np.zeros((2, len(users))), np.zeros((2, len(users)))
-    items, requests = np.zeros((2, len(users), len(scenarios))), np.zeros(len(users))
+    items = np.zeros((2, len(users), len(scenarios)))
+    logged = np.zeros((2, len(users), config.experiment.days, len(LOGGED)))
     first_day, device = np.full(len(users), -1), [None] * len(users)
     horizon = experiment.end_ts + config.experiment.attribution_hours * HOUR_US
     table = UserTable(market, users)
@@ -108,9 +123,9 @@ def play(market: Market, challenger: Network) -> Played:
         table.midnight(events, midnight)
         for visit in of_day:
             user, hour = row[visit.user_id], visit.ts - (visit.ts - midnight) % HOUR_US
-            requests[user] += 1
+            number = (visit.ts - experiment.start_ts) // DAY_US
             if first_day[user] < 0:
-                first_day[user], device[user] = (visit.ts - experiment.start_ts) // DAY_US, visit.device
+                first_day[user], device[user] = number, visit.device
             request_id = f"{experiment.name}-{visit.visit_id}"
             for place, arm in enumerate(ARMS):
                 mine = assign(experiment, visit.user_id).name == arm
@@ -122,17 +137,24 @@ def play(market: Market, challenger: Network) -> Played:
                 if mine:
                     log.write(visit, request_id, responses)
                 items[place, user, column[visit.scenario]] += len(responses)
+                logged[place, user, number, :2] += 1, len(responses)
                 for response in responses:
+                    logged[place, user, number, 2] += response.viewed
                     views[place, user] += response.viewed
                     if visit.ts + response.delay_us > horizon:
                         continue
+                    logged[place, user, number, 3:] += (
+                        response.viewed,
+                        response.gmv > 0,
+                        *(response.outcomes.get(name, False) for name in OUTCOMES),
+                    )
                     clicks[place, user] += response.outcomes["click"]
                     values[place, user, column[visit.scenario]] += [_amount(total, response) for total in totals]
         log.flush()
     before = period_before(accepted(market.home), experiment.start_ts, config.experiment.gmv_cap)
     reference = decide(folder, experiment, config, horizon, before)
     return Played(
-        market, experiment, users, scenarios, totals, values, views, clicks, items, requests, first_day, device,
+        market, experiment, users, scenarios, totals, values, views, clicks, items, logged, first_day, device,
         before, reference, horizon,
     )  # fmt: skip
 
@@ -177,7 +199,8 @@ class Resplit:
             side: who of them is the challenger's, [n].
             same: both arms answer as the champion does.
         """
-        played, numbers, groups = self.played, [], defaultdict(int)
+        played, numbers, logs = self.played, [], []
+        groups: dict[tuple[str, str, str], int] = defaultdict(int)
         for place, arm in enumerate(ARMS):
             mine = chosen[side == (arm == CHALLENGER)]
             source = 0 if same else place
@@ -185,17 +208,19 @@ class Resplit:
             numbers.append(self._moments(ALL, arm, self.overall[source, mine], self.past[mine]))
             for column, scenario in enumerate(played.scenarios):
                 there = mine[played.items[source, mine, column] > 0]
-                numbers.append(
-                    self._moments(scenario, arm, self.scoped[source, there, column], self.past[there])
-                )
+                numbers.append(self._moments(scenario, arm, self.scoped[source, there, column], self.past[there]))
+            for day, counts in enumerate(played.logged[source, mine].sum(0)):
+                told = {name: int(count) for name, count in zip(LOGGED, counts, strict=True) if count}
+                logs += [DayLog(arm, day, told)] if told else []
             for user in mine:
                 groups["day", str(played.first_day[user]), arm] += 1
                 groups["device", str(played.device[user]), arm] += 1
-        exposures, requests = int(played.items[0, chosen].sum()), int(played.requests[chosen].sum())
+        requests, exposures = (int(played.logged[0, chosen, :, place].sum()) for place in (0, 1))
         return Evidence(
             LogCounts(exposures=exposures, exposures_used=exposures, requests=requests),
             tuple(numbers),
             groups=tuple(UserGroup(*key, users) for key, users in sorted(groups.items())),
+            day_logs=tuple(logs),
         )
 
     def _moments(self, scope: str, arm: str, values: Floats, past: Floats) -> ArmNumbers:
@@ -236,7 +261,7 @@ class Resplit:
             AssertionError: the verdicts differ, or users are counted otherwise.
         """
         mine, gate = self.decision(self.played.experiment.salt), self.played.reference
-        assert mine.verdict == gate.verdict, (mine.verdict, gate.verdict, gate.paragraph)
+        assert mine.verdict == gate.verdict, (mine.paragraph, gate.paragraph)
         worst = 0.0
         for left, right in zip(mine.metrics, gate.metrics, strict=True):
             assert (left.name, left.scenario, left.users_champion) == (right.name, right.scenario, right.users_champion)

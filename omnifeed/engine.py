@@ -7,9 +7,10 @@ depend on the order of the rows. What leaves an engine is an Arrow table in UTC.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -48,6 +49,14 @@ def _event_files(folder: Path) -> list[str]:
     return files
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the deprecation that Ibis 12 meets in DuckDB 1.5 (Feast switches such warnings on again)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
 def _union(tables: list[ibis.Table]) -> ibis.Table:
     import ibis
 
@@ -74,14 +83,14 @@ class DuckDBEngine:
             if isinstance(source, pa.Table):
                 tables.append(ibis.memtable(conform(source, "events", "events in memory")))
             else:
-                table = self._backend.read_parquet(_event_files(source), hive_partitioning=False)
+                with _quiet():
+                    table = self._backend.read_parquet(_event_files(source), hive_partitioning=False)
                 tables.append(table.select(*EVENTS.names))
         return _union(tables)
 
     def collect(self, expression: ibis.Table) -> pa.Table:
         """See `Engine.collect`."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Ibis calls DuckDB by an older name
+        with _quiet():
             return self._backend.to_pyarrow(expression)
 
 

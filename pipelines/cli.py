@@ -152,12 +152,13 @@ def recommend(
 @json_option
 def traffic(data: str, path: str | None, config: Path | None, url: str, as_json: bool) -> None:
     """Send the simulated market's traffic of the running experiment to a running server."""
-    from omnifeed.pipelines.loop import drawn_progress, running_experiment
+    from omnifeed.experiment.deploy import the_experiment
+    from omnifeed.pipelines.loop import drawn_progress
     from omnifeed.pipelines.traffic import send_traffic
     from omnifeed.serving.client import Client
 
     home, loaded = Home.from_env(), settings(data, path, config)
-    experiment = running_experiment(home)
+    experiment = the_experiment(home)
     with home.lock(), Client(url) as client, drawn_progress(not as_json) as progress:
         sent = send_traffic(home, loaded, experiment, client, progress)
     emit(sent.to_dict(), as_json, f"{sent.requests} requests of {sent.users} users, p50 {sent.p50_ms} ms.")

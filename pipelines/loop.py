@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from omnifeed.config import Config
-from omnifeed.errors import InputError, OmnifeedError
+from omnifeed.errors import OmnifeedError
 from omnifeed.experiment.assignment import Experiment
+from omnifeed.experiment.deploy import running_experiment
 from omnifeed.home import Home, write_json
 
 Progress = Callable[[str, int, int], None]
@@ -50,18 +51,6 @@ class LoopOutcome:
                 f"Report: {self.report}",
             ]
         )
-
-
-def running_experiment(home: Home) -> Experiment:
-    """The experiment that routes traffic now.
-
-    Raises:
-        InputError: none runs.
-    """
-    path = home.experiments / "current.json"
-    if not path.exists():
-        raise InputError("No experiment is running.", "Deploy a challenger first: omnifeed run.")
-    return Experiment.load(path)
 
 
 @contextlib.contextmanager
@@ -106,14 +95,14 @@ def run_loop(home: Home, config: Config, show: bool) -> LoopOutcome:
         folder = home.runs / run
         write_json(folder / "config.json", json.loads(config.to_json()))
         try:
-            resumed = (home.experiments / "current.json").exists()
+            resumed = running_experiment(home) is not None
             if not resumed:
                 from omnifeed.pipelines.training import training
 
                 run_pipeline(training, {"config": config.to_json()}, home, run, show)
             decision: dict[str, Any] | None = None
-            if (home.experiments / "current.json").exists():
-                experiment = running_experiment(home)
+            experiment = running_experiment(home)
+            if experiment is not None:
                 record_deployment(home, experiment)  # of a run that was killed between routing and recording
                 with recording(str(home.root), run, "traffic") as record:
                     record.info = _serve(home, config, experiment, show)

@@ -34,6 +34,18 @@ def running_experiment(home: Home) -> Experiment | None:
     return Experiment.load(path) if path.exists() else None
 
 
+def the_experiment(home: Home) -> Experiment:
+    """The experiment that routes traffic.
+
+    Raises:
+        InputError: none runs.
+    """
+    experiment = running_experiment(home)
+    if experiment is None:
+        raise InputError("No experiment is running.", "Deploy a challenger first: omnifeed run.")
+    return experiment
+
+
 def open_experiment(home: Home, champion: str, challenger: str, config: Config, now: int) -> Experiment:
     """Write the pre-registration and route traffic by it.
 

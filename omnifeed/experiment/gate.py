@@ -7,9 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from omnifeed.config import Config
-from omnifeed.errors import InputError
 from omnifeed.experiment.decision import Decision
-from omnifeed.experiment.deploy import running_experiment
+from omnifeed.experiment.deploy import the_experiment
 from omnifeed.experiment.metrics import FIRST_SHOWN, LAST_WEEK, METRICS
 from omnifeed.experiment.verdict import decide
 from omnifeed.home import Home
@@ -56,8 +55,6 @@ def decide_current(home: Home, config: Config, now: int) -> Decision:
     Raises:
         InputError: no experiment runs.
     """
-    experiment = running_experiment(home)
-    if experiment is None:
-        raise InputError("No experiment is running.", "Deploy a challenger first: omnifeed run.")
+    experiment = the_experiment(home)
     before = period_before(accepted(home), experiment.start_ts, config.experiment.gmv_cap)
     return decide(home.experiments / experiment.name, experiment, config, now, before)

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from omnifeed.config import Config
-from omnifeed.errors import InputError, IntegrityError
+from omnifeed.errors import InputError, IntegrityError, OmnifeedError
 from omnifeed.export.encode import UserRow
 from omnifeed.features.aggregates import AS_OF
 from omnifeed.features.online import SERVICE, user_row
@@ -63,18 +63,19 @@ def apply(home: Home, config: Config) -> None:
     assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
-    home.features.mkdir(parents=True, exist_ok=True)
     fresh = home.features / f".registry.{os.getpid()}.db"
-    try:
-        store = _open(home, config.features.online_store, fresh)
-        store.apply(module.definitions(home.root.absolute()))
-        if store.config.online_store.type == "sqlite":
-            with sqlite3.connect(store.config.online_store.path) as connection:
-                connection.execute("PRAGMA journal_mode = WAL")  # a push does not block the feature server's reads
-            connection.close()
-        os.replace(fresh, registry_file(home))
-    finally:
-        fresh.unlink(missing_ok=True)
+    with _writing(home):
+        home.features.mkdir(parents=True, exist_ok=True)
+        try:
+            store = _open(home, config.features.online_store, fresh)
+            store.apply(module.definitions(home.root.absolute()))
+            if store.config.online_store.type == "sqlite":
+                with sqlite3.connect(store.config.online_store.path) as connection:
+                    connection.execute("PRAGMA journal_mode = WAL")  # a push does not block the feature server's reads
+                connection.close()
+            os.replace(fresh, registry_file(home))
+        finally:
+            fresh.unlink(missing_ok=True)
 
 
 @lru_cache(maxsize=4)
@@ -98,9 +99,21 @@ def feature_store(home: Home, config: Config) -> Any:
 
 
 @contextmanager
+def _writing(home: Home) -> Iterator[None]:
+    """A full disk as two sentences: SQLite has an error of its own for it."""
+    try:
+        yield
+    except (OSError, sqlite3.OperationalError) as error:
+        raise OmnifeedError(
+            f"The feature store in {home.features} could not be written: {error}.",
+            "Free some space or fix the permissions and run again; rows that were written before are still there.",
+        ) from error
+
+
+@contextmanager
 def _writer(home: Home) -> Iterator[None]:
     """One writer at a time: read-compare-write must not interleave."""
-    with open(home.features / "online.lock", "a", encoding="utf-8") as handle:
+    with _writing(home), open(home.features / "online.lock", "a", encoding="utf-8") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
@@ -131,6 +144,7 @@ def push_users(home: Home, rows: pa.Table, view: UserView, config: Config | None
     Raises:
         IntegrityError: the repository was never applied in this home.
         InputError: a column is missing.
+        OmnifeedError: the disk is full or not writable.
     """
     columns = ["user_id", AS_OF, *(feature.name for feature in of(view))]
     missing = [name for name in columns if name not in rows.column_names]

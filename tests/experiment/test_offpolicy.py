@@ -338,10 +338,13 @@ def test_a_loss_within_the_margin_or_not_shown_is_kept() -> None:
     assert same.advice is Advice.KEEP
 
 
-def test_a_champion_that_cannot_be_read_is_an_error() -> None:
+def test_nothing_is_said_where_the_champion_itself_cannot_be_read() -> None:
     log, better, _ = two_items(60)
-    with pytest.raises(InputError, match="champion's own value"):
-        prune(log, [Candidate("better", better)], estimator=Estimator.IPS, margin=0.05)
+    (got,) = prune(log, [Candidate("better", better)], estimator=Estimator.IPS, margin=0.05)
+    assert got.advice is Advice.CANNOT_SAY
+    assert "champion's own value cannot be read: 60 users" in got.text
+    with pytest.raises(InputError, match="The margin is 1"):
+        prune(log, [], estimator=Estimator.IPS, margin=1.0)
 
 
 # --- Omnifeed's own explored traffic ---

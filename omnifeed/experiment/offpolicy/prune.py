@@ -48,7 +48,7 @@ class Pruned:
     name: str
     advice: Advice
     text: str
-    estimate: Estimate
+    estimate: Estimate  # the candidate's; the champion's where that cannot be read
     relative: float | None  # candidate / champion - 1 on the same answers
     low: float | None  # of it; each end is one-sided at alpha / candidates
     high: float | None
@@ -75,16 +75,19 @@ def prune(
         champion: float64 [R, K], the champion's probabilities; by default it is the policy that drew the log.
 
     Raises:
-        InputError: shapes differ, the margin is not in [0, 1), or the champion's own value cannot be read.
+        InputError: shapes differ, or the margin is not in [0, 1).
     """
     if not 0 <= margin < 1:
         raise InputError(f"The margin is {margin:g}.", "Give a relative loss of at least 0 and below 1.")
     baseline = log.propensity if champion is None else champion
     kind = Estimator.SNIPS if estimator is Estimator.DR else estimator
     own = estimate(kind, log, baseline, limits=limits)
-    problem = own.refusals[0].text if own.refusals else "It is zero or less." if (own.value or 0.0) <= 0 else ""
+    problem = " ".join(refusal.text for refusal in own.refusals)
+    if own.usable and (own.value or 0.0) <= 0:
+        problem = "It is zero or less."
     if problem:
-        raise InputError(f"The champion's own value cannot be read: {problem}", "Collect more explored traffic.")
+        text = f"The champion's own value cannot be read: {problem}"
+        return tuple(Pruned(each.name, Advice.CANNOT_SAY, text, own, None, None, None) for each in candidates)
     reference, _ = linearised(kind, log, baseline)
     rule = _Rule(estimator, reference, margin, lower_is_better, alpha / max(len(candidates), 1), limits)
     return tuple(rule.advise(log, candidate) for candidate in candidates)
