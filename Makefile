@@ -20,7 +20,11 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt uv
 	$(BIN)/python -m pip install -q torch==2.13.0
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install -q --compile-bytecode -c constraints.txt -e '.[pipeline,test]'
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install -q --compile-bytecode -c constraints.txt -e '.[pipeline]'
+	touch $@
+
+$(VENV)/.test-ready: $(VENV)/.ready
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install -q --compile-bytecode -c constraints.txt -e '.[pipeline,spark,test]'
 	touch $@
 
 $(TRITON_VENV)/.ready: pyproject.toml constraints-triton.txt $(VENV)/.ready
@@ -31,15 +35,15 @@ $(TRITON_VENV)/.ready: pyproject.toml constraints-triton.txt $(VENV)/.ready
 demo: setup ## the whole loop on the simulated market; prints the verdict and the report's path
 	$(BIN)/omnifeed run
 
-test: setup ## every test that this machine can run, with what was skipped and why
+test: setup $(VENV)/.test-ready ## every test that this machine can run, with what was skipped and why
 	$(BIN)/python -m pytest
 
-check: setup ## lint, format, types
+check: $(VENV)/.test-ready ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-goldens: setup ## write the compiled pipelines and loss curves that the tests compare with
+goldens: setup $(VENV)/.test-ready ## write the compiled pipelines and loss curves that the tests compare with
 	$(BIN)/python -m pytest tests/pipelines/test_goldens.py tests/training/test_loop.py --refresh-goldens -q
 
 results: setup ## docs/RESULTS.md from results/*.json

@@ -134,7 +134,7 @@ class Standing(Live):
 
 
 class UserTable:
-    """What the feature server would answer: profile and daily aggregates as of a midnight, histories as they are put."""
+    """What the feature server would answer: profile, daily aggregates as of a midnight, histories as they are put."""
 
     def __init__(self, market: Market, users: Sequence[str]) -> None:
         names = [feature.name for feature in of("user_profile")]

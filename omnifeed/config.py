@@ -136,6 +136,7 @@ class ServingConfig:
         default_factory=lambda: {"click": 0.1, "long_view": 0.2, "cart": 0.5, "order": 4.0, "hide": -1.0}
     )
     price_power: float = 0.5  # order's weight is multiplied by price to this power, where a price is known
+    trending_prior: float = 0.0  # this x log(1 + the item's trend in the scenario) joins the cosine; decisions/0003
     retrieval_prior: float = 7.0  # the value is multiplied by exp(this x retrieval cosine); decisions/0002
     creator_limit: int = 3  # items of one creator in a slate
     threads: int = 1  # onnxruntime threads a model instance
@@ -153,6 +154,7 @@ class ExperimentConfig:
     guardrails: tuple[str, ...] = ("hides_per_user", "clicks_per_user")
     guardrail_margins: tuple[float, ...] = (0.25, 0.10)  # relative, one for each guardrail
     quality: tuple[str, ...] = ()  # metrics that may not be shown to be worse; no margin, and never a reason to promote
+    min_effect: float = 0.05  # smallest relative change of a success metric worth finding; the plan is made for it
     alpha: float = 0.05
     beta: float = 0.10
     srm_alpha: float = 0.001

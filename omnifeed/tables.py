@@ -119,7 +119,7 @@ def conform(table: pa.Table, name: str, source: str) -> pa.Table:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
             raise InputError(
                 f"{source}: column {field.name!r} of the {name} table is {column.type} and does not cast to "
-                f"{field.type}: {str(error).splitlines()[0]}.",
+                f"{field.type}: {str(error).splitlines()[0].rstrip('.')}.",
                 f"Write {field.name} as {field.type}.",
             ) from error
     return pa.table(columns, schema=pa.schema([field.with_nullable(True) for field in SCHEMAS[name]]))
@@ -150,7 +150,7 @@ def read_parquet(path: Path) -> pa.Table:
         raise InputError(f"{path} does not exist.", "Check the path, or run the step that writes it.") from None
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(
-            f"{path} is not a readable parquet file: {str(error).splitlines()[0]}.",
+            f"{path} is not a readable parquet file: {str(error).splitlines()[0].rstrip('.')}.",
             "Write the file again from its source; nothing was changed.",
         ) from error
 

@@ -19,7 +19,7 @@ import click
 
 from omnifeed import __version__
 from omnifeed.config import Config
-from omnifeed.errors import OmnifeedError
+from omnifeed.errors import InputError, IntegrityError, OmnifeedError
 from omnifeed.home import Home
 
 if TYPE_CHECKING:
@@ -169,13 +169,68 @@ def traffic(data: str, path: str | None, config: Path | None, url: str, as_json:
 @path_option
 @config_option
 @click.option("--now", type=int, help="Log time of the decision, UTC microseconds (default: the clock).")
+@click.option("--exposures", type=click.Path(path_type=Path), help="Your own table: one row an item shown.")
+@click.option("--outcomes", type=click.Path(path_type=Path), help="Your own table: one row an outcome.")
+@click.option("--experiment", type=click.Path(path_type=Path), help="TOML: name, start, arms, [experiment].")
+@click.option("--before", type=click.Path(path_type=Path), help="Your own table: totals by user before the start.")
 @json_option
-def gate(data: str, path: str | None, config: Path | None, now: int | None, as_json: bool) -> None:
-    """Print the verdict on the running experiment; changes nothing."""
-    from omnifeed.experiment.gate import decide_current
+def gate(
+    data: str,
+    path: str | None,
+    config: Path | None,
+    now: int | None,
+    exposures: Path | None,
+    outcomes: Path | None,
+    experiment: Path | None,
+    before: Path | None,
+    as_json: bool,
+) -> None:
+    """Print the verdict on the running experiment, or on your own tables; changes nothing.
 
-    decision = decide_current(Home.from_env(), settings(data, path, config), now or time.time_ns() // 1_000)
+    With --exposures, --outcomes and --experiment nothing else of Omnifeed is needed: see docs/experiments.md.
+    """
+    moment = time.time_ns() // 1_000 if now is None else now
+    if exposures or outcomes or experiment:
+        from omnifeed.experiment.alone import decide_alone
+
+        if not (exposures and outcomes and experiment):
+            raise InputError(
+                "The gate on your own tables needs --exposures, --outcomes and --experiment.", "Give all three."
+            )
+        decision = decide_alone(exposures, outcomes, experiment, moment, before)
+    else:
+        from omnifeed.experiment.gate import decide_current
+
+        decision = decide_current(Home.from_env(), settings(data, path, config), moment)
     emit(decision.to_dict(), as_json, f"{decision.verdict.value}: {decision.paragraph}")
+
+
+@cli.group(name="experiment")
+def experiment_group() -> None:
+    """Design an experiment before it starts."""
+
+
+@experiment_group.command(name="plan")
+@data_option
+@path_option
+@config_option
+@click.option("--now", type=int, help="End of the past to plan from, UTC microseconds (default: the log's end).")
+@click.option(
+    "--traffic-share", default=1.0, show_default=True, help="Share of the log's users whom the experiment will reach."
+)
+@json_option
+def experiment_plan(
+    data: str, path: str | None, config: Path | None, now: int | None, traffic_share: float, as_json: bool
+) -> None:
+    """Sample size, duration and smallest effect by metric, and the pre-registration of the next experiment."""
+    from omnifeed.experiment.plan import log_end, make_plan, plan_text, register
+    from omnifeed.quality.lake import accepted
+
+    home = Home.from_env()
+    events = accepted(home)
+    plan = make_plan(events, settings(data, path, config), log_end(events) if now is None else now, traffic_share)
+    written = register(home, plan)
+    emit({**plan.to_dict(), "written": str(written)}, as_json, f"{plan_text(plan)}\nPre-registration: {written}")
 
 
 @cli.command()
@@ -207,15 +262,35 @@ def rollback(to: str | None, reason: str, as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--verify", is_flag=True, help="Check the chain of hashes.")
+@click.option("--verify", is_flag=True, help="Check the chain of hashes and compute every decision again.")
+@click.option("--export", type=click.Path(path_type=Path), help="Write the whole ledger to one parquet file.")
 @json_option
-def ledger(verify: bool, as_json: bool) -> None:
-    """Show every decision."""
+def ledger(verify: bool, export: Path | None, as_json: bool) -> None:
+    """Show every decision; check them, or hand them to an auditor."""
     from omnifeed.experiment.ledger import Ledger
 
     book = Ledger(Home.from_env())
+    checked: dict[str, Any] = {}
+    notes = []
     if verify:
-        book.verify()
+        from omnifeed.experiment.audit import audit
+
+        found = audit(book)
+        if found.discrepancies:
+            said = "; ".join(f"entry {each.sequence}: {', '.join(each.fields)}" for each in found.discrepancies)
+            raise IntegrityError(
+                f"{len(found.discrepancies)} of {found.decisions} decisions do not come out as written ({said}).",
+                "Read those entries: they were written by hand or by another version; the chain of hashes is intact.",
+            )
+        checked["audit"] = found.to_dict()
+        notes.append(
+            f"{found.entries} entries in an unbroken chain; {found.decisions} decisions computed again, alike."
+        )
+    if export is not None:
+        from omnifeed.experiment.audit import export as export_ledger
+
+        checked["exported"] = {"entries": export_ledger(book, export), "path": str(export)}
+        notes.append(f"{checked['exported']['entries']} entries written to {export}.")
     entries = book.entries()
     lines = [
         f"{entry.sequence:>4}  {stamp(entry.ts)}  {entry.kind:<10}  champion {entry.champion or '-':<4}  "
@@ -223,9 +298,9 @@ def ledger(verify: bool, as_json: bool) -> None:
         for entry in entries
     ]
     emit(
-        {"champion": book.champion(), "entries": [dataclasses.asdict(entry) for entry in entries]},
+        {"champion": book.champion(), "entries": [dataclasses.asdict(entry) for entry in entries], **checked},
         as_json,
-        "\n".join(lines) or "The ledger is empty: nothing has run yet.",
+        "\n".join([*lines, *notes]) if entries else "The ledger is empty: nothing has run yet.",
     )
 
 

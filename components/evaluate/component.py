@@ -37,7 +37,13 @@ def evaluate(
         network = load_network(Path(model.path))
         result = compare(
             Path(training_set.path),
-            NetworkScorer(TorchParts(network), network.spec, network.tasks, name="challenger"),
+            NetworkScorer(
+                TorchParts(network),
+                network.spec,
+                network.tasks,
+                name="challenger",
+                trending_prior=settings.serving.trending_prior,
+            ),
             release_scorer(Home(Path(home)).releases / champion, settings),
             settings,
             progress=record.progress,

@@ -22,4 +22,10 @@ def release_scorer(folder: Path, config: Config) -> Scorer:
     from omnifeed.export.onnx_parts import OnnxParts
 
     parts = OnnxParts(folder, config.training.threads)
-    return NetworkScorer(parts, EncodeSpec.from_dict(release.encode), release.tasks, name=f"release {release.number}")
+    return NetworkScorer(
+        parts,
+        EncodeSpec.from_dict(release.encode),
+        release.tasks,
+        name=f"release {release.number}",
+        trending_prior=config.serving.trending_prior,
+    )

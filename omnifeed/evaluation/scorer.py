@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from omnifeed.export.encode import DAY_US, EncodeSpec, Floats, Ints
-from omnifeed.export.trending import trending_scores
+from omnifeed.export.trending import retrieval_scores, trending_scores
 from omnifeed.features.spec import ITEM_DENSE
 from omnifeed.model.parts import Parts
 from omnifeed.tables import read_parquet
@@ -67,6 +67,20 @@ class EvaluationSet:
         blank = np.zeros(len(self.data().items.created), np.float32)
         return self._trending.get((day, scenario), blank)
 
+    def trends(self, requests: Ints) -> Floats:
+        """`trending` of these requests, each at its last midnight in its scenario, float32 [R, M + 1].
+
+        An unknown scenario has the sum over all.
+        """
+        data = self.data()
+        result = np.empty((len(requests), len(data.items.created)), np.float32)
+        for row, request in enumerate(requests):
+            scenario = int(data.requests.scenario[request])
+            day = int(data.requests.ts[request]) // DAY_US * DAY_US
+            names = (data.spec.scenarios[scenario - 1],) if scenario else data.spec.scenarios
+            result[row] = np.stack([self.trending(day, name) for name in names]).sum(0)
+        return result
+
 
 @dataclass(frozen=True, slots=True)
 class Scored:
@@ -98,6 +112,7 @@ class NetworkScorer:
     spec: EncodeSpec
     tasks: tuple[str, ...]
     name: str = "network"
+    trending_prior: float = 0.0  # `serving.trending_prior`: what is judged is what will be served
     batch_requests: int = 128
 
     def score(self, rows: EvaluationSet, progress: Progress = lambda label, done, total: None) -> Scored:
@@ -136,7 +151,14 @@ class NetworkScorer:
             answers[shown["impression"][real]] = ranked[real]
         progress(f"score {self.name}", len(order), len(order))
         columns = {task: np.ascontiguousarray(answers[:, index]) for index, task in enumerate(self.tasks)}
-        return Scored(columns, lambda requests: user_vec[requests] @ item_key.T)
+
+        def retrieve(requests: Ints) -> Floats:
+            cosine: Floats = user_vec[requests] @ item_key.T
+            if not self.trending_prior:
+                return cosine
+            return retrieval_scores(cosine, np.log1p(rows.trends(requests)), self.trending_prior)
+
+        return Scored(columns, retrieve)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,14 +178,10 @@ class TrendingScorer:
         text = data.items.inputs["text"]
 
         def retrieve(requests: Ints) -> Floats:
-            result = np.empty((len(requests), len(text)), np.float32)
+            result = rows.trends(requests)
             for row, request in enumerate(requests):
-                scenario = int(data.requests.scenario[request])
-                day = int(data.requests.ts[request]) // DAY_US * DAY_US
-                names_of = (data.spec.scenarios[scenario - 1],) if scenario else data.spec.scenarios
-                trending = np.stack([rows.trending(day, name) for name in names_of]).sum(0)
                 query = int(data.requests.query[request])
-                result[row] = trending_scores(trending, text @ data.queries[query] if query else None)
+                result[row] = trending_scores(result[row], text @ data.queries[query] if query else None)
             return result
 
         return Scored({task: answers[task] for task in rows.tasks if task in answers}, retrieve)

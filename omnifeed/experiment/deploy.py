@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +28,14 @@ DAY = 86_400_000_000  # microseconds
 def current_path(home: Home) -> Path:
     """The file that routes traffic."""
     return home.experiments / "current.json"
+
+
+def pending_plan(home: Home) -> Path:
+    """The pre-registration of the next experiment, as `omnifeed experiment plan` leaves it; absent where none was made.
+
+    Opening the experiment moves it into the experiment's folder.
+    """
+    return home.experiments / "plan.json"
 
 
 def running_experiment(home: Home) -> Experiment | None:
@@ -60,7 +70,8 @@ def open_experiment(home: Home, champion: str, challenger: str, config: Config, 
 
     Raises:
         ConflictError: another experiment is running, or the ledger's champion is another release.
-        InputError: the section is not usable, the releases are the same, or the configured name was used before.
+        InputError: the section is not usable or not the one that was planned, the releases are the same, or the
+            configured name was used before.
     """
     judged_metrics(config.experiment)
     if champion == challenger:
@@ -90,7 +101,10 @@ def open_experiment(home: Home, champion: str, challenger: str, config: Config, 
                 end_ts=now + config.experiment.days * DAY,
                 config_digest=digest,
             )
+            plan = _registered_plan(home, digest)
             write_json(home.experiments / name / "experiment.json", experiment.to_dict())
+            if plan is not None:
+                os.replace(plan, home.experiments / name / "plan.json")
             write_json(current_path(home), experiment.to_dict())
         record_deployment(home, experiment)
         return experiment
@@ -109,6 +123,18 @@ def close_experiment(home: Home, name: str | None = None) -> None:
         running = running_experiment(home)
         if running is not None and name in (None, running.name):
             current_path(home).unlink()
+
+
+def _registered_plan(home: Home, digest: str) -> Path | None:
+    path = pending_plan(home)
+    if not path.exists():
+        return None
+    if json.loads(path.read_text(encoding="utf-8"))["config_digest"] != digest:
+        raise InputError(
+            f"{path} was written for other [experiment] settings.",
+            "Restore the settings that were planned, or plan again before the start: omnifeed experiment plan.",
+        )
+    return path
 
 
 def _unused_name(home: Home, ledger: Ledger, configured: str, default: str) -> str:

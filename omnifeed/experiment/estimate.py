@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tea_tasting as tt
@@ -39,18 +40,23 @@ class Effect:
     p_worse: float  # one-sided, null: not worse; 1 where not testable
 
 
-def effect(champion: ArmNumbers, challenger: ArmNumbers, metric: Metric, alpha: float) -> Effect:
-    """Compare two arms in one metric."""
+def test_of(metric: Metric, numbers: ArmNumbers, **options: Any) -> tt.RatioOfMeans:
+    """The test of one metric, adjusted by the period before where the numbers know it."""
     numerator, denominator = (metric.of, metric.per) if metric.per else (metric.name, None)
-    adjusted = all(name in champion.covariate_mean for name in filter(None, (numerator, denominator)))
-    test = tt.RatioOfMeans(
+    adjusted = all(name in numbers.covariate_mean for name in filter(None, (numerator, denominator)))
+    return tt.RatioOfMeans(
         numerator,
         denominator,
         f"before_{numerator}" if adjusted else None,
         f"before_{denominator}" if adjusted and denominator else None,
-        confidence_level=1 - 2 * alpha,
+        **options,
     )
-    data: dict[object, Aggregates] = {CHAMPION: _aggregates(champion), CHALLENGER: _aggregates(challenger)}
+
+
+def effect(champion: ArmNumbers, challenger: ArmNumbers, metric: Metric, alpha: float) -> Effect:
+    """Compare two arms in one metric."""
+    test = test_of(metric, champion, confidence_level=1 - 2 * alpha)
+    data: dict[object, Aggregates] = {CHAMPION: aggregates(champion), CHALLENGER: aggregates(challenger)}
     with np.errstate(all="ignore"):  # an arm without events: handled below
         result = tt.Experiment({metric.name: test}).analyze(data, control=CHAMPION)[metric.name]
     up = result.pvalue / 2 if result.effect_size > 0 else 1 - result.pvalue / 2
@@ -102,7 +108,8 @@ def holm(p_values: Mapping[str, float], alpha: float) -> dict[str, float]:
     return {name: float(family[name]["pvalue_adj"]) for name in p_values}
 
 
-def _aggregates(numbers: ArmNumbers) -> Aggregates:
+def aggregates(numbers: ArmNumbers) -> Aggregates:
+    """The numbers in tea-tasting's form."""
     past = [f"before_{name}" for name in numbers.covariate_mean]
     return Aggregates(
         count_=numbers.users,

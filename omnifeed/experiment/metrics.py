@@ -103,6 +103,8 @@ def judged_metrics(config: ExperimentConfig) -> tuple[Metric, ...]:
         action = "Give guardrail_margins one number for each guardrail"
     elif not all(0 < margin < 1 for margin in (*config.guardrail_margins, config.scenario_harm_margin)):
         problem, action = "a margin is not between 0 and 1", "Margins are relative: 0.1 is 10 %"
+    elif config.min_effect <= 0:
+        problem, action = f"min_effect is {config.min_effect:g}", "Give the smallest relative change worth finding"
     elif not all(0 < rate < 0.5 for rate in (config.alpha, config.beta, config.srm_alpha)):
         problem, action = "alpha, beta or srm_alpha is not between 0 and 0.5", "Usual are 0.05, 0.1 and 0.001"
     elif not 0 < config.challenger_share < 1:

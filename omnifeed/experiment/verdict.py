@@ -237,7 +237,7 @@ class _Judged:
         missing = [name for name in (CHAMPION, CHALLENGER) if self.evidence.arm(ALL, name) is None]
         reasons += [wording.arm_missing(self.arms[name]) for name in missing]
         if counts.users_misassigned:
-            reasons.append(wording.misassigned(counts))
+            reasons.append(wording.misassigned(self.experiment, counts))
         return tuple(reasons)
 
     @property

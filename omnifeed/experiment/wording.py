@@ -71,8 +71,14 @@ def arm_missing(arm: Arm) -> Reason:
     )
 
 
-def misassigned(counts: LogCounts) -> Reason:
-    """The log disagrees with the salt."""
+def misassigned(experiment: Experiment, counts: LogCounts) -> Reason:
+    """The log disagrees with the salt, or with itself."""
+    if not experiment.salt:
+        return Reason(
+            Code.ASSIGNMENT_MISMATCH,
+            f"{counts.users_misassigned:,} users were logged in two arms, or in an arm that is not declared: whoever "
+            "assigns does not keep a user where they were.",
+        )
     return Reason(
         Code.ASSIGNMENT_MISMATCH,
         f"{counts.users_misassigned:,} users were logged under an arm or a release that the experiment's salt does not "

@@ -1,4 +1,7 @@
-"""What release 0 sorts by: one formula for the server and for the offline comparison. numpy only."""
+"""How trend enters a score: what release 0 sorts by, and what it adds to a network's retrieval. numpy only.
+
+One formula each, for the server and for the offline comparison.
+"""
 
 from __future__ import annotations
 
@@ -28,3 +31,18 @@ def trending_scores(
         return trend
     matching = 1 + (np.clip(match, 0, 1) + trend) / 2
     return np.where(match >= MATCH_THRESHOLD, matching, trend).astype(np.float32)
+
+
+def retrieval_scores(
+    cosine: npt.NDArray[np.float32], grown: npt.NDArray[np.float32], prior: float
+) -> npt.NDArray[np.float32]:
+    """What a network retrieves by: how near an item is to the request, plus how much it trends in the scenario.
+
+    The cosine over the training's temperature is a log-probability, so the prior is the power of the trend in it, times
+    that temperature (docs/decisions/0003).
+
+    Args:
+        cosine: float32 [..., N]. grown: float32, broadcastable: log(1 + item_scenario_trending).
+        prior: `serving.trending_prior`.
+    """
+    return cosine + np.float32(prior) * grown

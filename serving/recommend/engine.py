@@ -183,14 +183,12 @@ class _Call:
             raise _PartFailedError(Reason.USER_ENCODER_FAILED) from None
         if not np.isfinite(user["user_vec"]).all():
             raise _PartFailedError(Reason.NAN_SCORES)
-        mask = self._mask(index)
+        mask, user_vec = self._mask(index), user["user_vec"][0]
+        scenario, prior = self.request.scenario, self.config.trending_prior
         if self.request.candidates is None:
-            found = retrieve.dense(index, user["user_vec"][0], self.request.scenario, query, mask, self.count)
+            found = retrieve.dense(index, user_vec, scenario, query, mask, self.count, prior)
         else:
-            rows = self._own(index, mask)
-            found = Candidates(
-                rows, index.key[rows] @ user["user_vec"][0], retrieve.source_of(Source.CANDIDATE, len(rows))
-            )
+            found = retrieve.own_dense(index, self._own(index, mask), user_vec, scenario, prior)
         if not len(found.rows):
             return found
         try:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from omnifeed.export.catalogue import Bools
 from omnifeed.export.encode import Floats, Ints
-from omnifeed.export.trending import trending_scores
+from omnifeed.export.trending import retrieval_scores, trending_scores
 from omnifeed.serving.recommend.contract import Source
 from omnifeed.serving.recommend.index import Index
 
@@ -56,17 +56,20 @@ def trending(index: Index, scenario: str, query: Floats | None, mask: Bools, cou
     return Candidates(rows + 1, scores[rows], source_of(Source.TRENDING, len(rows)))
 
 
-def dense(index: Index, user_vec: Floats, scenario: str, query: Floats | None, mask: Bools, count: int) -> Candidates:
-    """The nearest items by dot product, and the most trending in a share of the places.
+def dense(
+    index: Index, user_vec: Floats, scenario: str, query: Floats | None, mask: Bools, count: int, prior: float
+) -> Candidates:
+    """The nearest items, and the most trending in a share of the places.
 
     Args:
         user_vec: float32 [d].
+        prior: of the trend in the scores.
 
     Returns:
-        at most `count` candidates, all scored by the dot product.
+        at most `count` candidates, all scored by `retrieval_scores`.
     """
     assert index.key is not None
-    scores = index.key[1:] @ user_vec
+    scores = retrieval_scores(index.key[1:] @ user_vec, index.catalogue.trending_of(scenario), prior)
     nearest = _top(scores, mask, count)
     quota = int(count * TRENDING_SHARE)
     head = nearest[: count - quota]
@@ -85,6 +88,14 @@ def own(index: Index, items: Sequence[str], mask: Bools) -> Ints:
     """Rows of the caller's candidates that may be shown, each once, in the caller's order."""
     rows = [index.rows.get(item, 0) for item in dict.fromkeys(items)]
     return np.array([row for row in rows if row and mask[row - 1]], np.int64)
+
+
+def own_dense(index: Index, rows: Ints, user_vec: Floats, scenario: str, prior: float) -> Candidates:
+    """The caller's candidates, scored as `dense` scores."""
+    assert index.key is not None
+    grown = index.catalogue.trending_of(scenario)[rows - 1]
+    scores = retrieval_scores(index.key[rows] @ user_vec, grown, prior)
+    return Candidates(rows, scores, source_of(Source.CANDIDATE, len(rows)))
 
 
 def own_trending(index: Index, rows: Ints, scenario: str, query: Floats | None) -> Floats:

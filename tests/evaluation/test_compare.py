@@ -201,6 +201,24 @@ def test_items_of_the_future_and_streams_off_air_are_not_in_the_catalogue(traini
     ]
 
 
+def test_the_trend_joins_a_network_s_retrieval_as_the_server_adds_it(
+    training_set: Path, trained: Path, config: Config
+) -> None:
+    rows = EvaluationSet(training_set, config.model.tasks, "test")
+    plain = network_scorer(trained)
+    requests = np.arange(5)
+    cosine = plain.score(rows).retrieval
+    leaning = replace(plain, trending_prior=0.5).score(rows).retrieval
+    assert cosine is not None
+    assert leaning is not None
+    for row, request in enumerate(requests):
+        data = rows.data()
+        scenario = data.spec.scenarios[int(data.requests.scenario[request]) - 1]
+        trend = rows.trending(int(data.requests.ts[request]) // DAY_US * DAY_US, scenario)
+        assert trend.max() > 0
+        np.testing.assert_allclose(leaning(requests)[row], cosine(requests)[row] + 0.5 * np.log1p(trend), atol=1e-5)
+
+
 def test_baselines_stand_in_the_same_table(training_set: Path, config: Config, evaluation: Evaluation) -> None:
     rows = {(row.model, row.scenario, row.metric): row for row in baseline_estimates(training_set, config)}
     models = {model for model, _, _ in rows}

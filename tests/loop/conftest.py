@@ -69,11 +69,15 @@ def omnifeed(home: Path, *arguments: str | Path, limit: Callable[[], None] | Non
     return Command(done.returncode, done.stdout, done.stderr)
 
 
+def printed(home: Path) -> str:
+    """What the last command that was `started` on this home has printed."""
+    return (home.parent / f"{home.name}.out").read_text()
+
+
 @contextlib.contextmanager
 def started(home: Path, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
     """A command in a process group of its own, which is killed whole at the end."""
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with (home.parent / f"{home.name}.out").open("a+") as out:
+    with (home.parent / f"{home.name}.out").open("w") as out:
         process = subprocess.Popen(
             [str(Path(sys.executable).with_name("omnifeed")), *map(str, arguments)],
             env=environment(home),
@@ -91,12 +95,12 @@ def started(home: Path, *arguments: str | Path) -> Iterator[subprocess.Popen[str
             process.wait()
 
 
-def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 300) -> None:
-    """Poll; fails when the process ends first or the time is over."""
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str], home: Path, seconds: float = 500) -> None:
+    """Poll; fails when the command ends first or the time is over."""
     start = time.monotonic()
     while not condition():
-        assert process.poll() is None, "the command ended first"
-        assert time.monotonic() - start < seconds
+        assert process.poll() is None, printed(home)
+        assert time.monotonic() - start < seconds, printed(home)
         time.sleep(0.01)
 
 
@@ -139,13 +143,13 @@ def loop(tmp_path_factory: pytest.TempPathFactory, config_file: Path) -> Loop:
     folder = tmp_path_factory.mktemp("loop")
     home, before = folder / "home", folder / "deployed"
     with started(home, "run", "--config", config_file, "--json") as process:
-        wait_until(lambda: deployed(home), process)
+        wait_until(lambda: deployed(home), process, home)
         os.killpg(process.pid, signal.SIGSTOP)
         shutil.copytree(home, before)
         os.killpg(process.pid, signal.SIGCONT)
-        assert process.wait() == 0, (folder / "home.out").read_text()
-    printed = (folder / "home.out").read_text()
-    return Loop(Home(home), Home(before), json.loads(printed[printed.index("{\n") :]))
+        assert process.wait() == 0, printed(home)
+    out = printed(home)
+    return Loop(Home(home), Home(before), json.loads(out[out.index("{\n") :]))
 
 
 @pytest.fixture

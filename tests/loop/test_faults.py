@@ -212,7 +212,7 @@ def test_a_triton_that_ends_at_once_shows_its_last_words(copied: Home, config_fi
 
 
 @pytest.mark.parametrize(
-    ("lost", "reason"), [(1.0, "has no exposures"), (1 / 3, "p = ")], ids=["an arm is missing", "60/40"]
+    ("lost", "reason"), [(1.0, "not one user of it is in the log"), (1 / 3, "p = ")], ids=["an arm is missing", "60/40"]
 )
 def test_the_promotion_pipeline_believes_no_lopsided_log(lost: float, reason: str, tmp_path: Path) -> None:
     """A gain of two thirds in orders, in a log that lost exposures of the challenger's users."""

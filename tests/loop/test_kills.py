@@ -362,7 +362,7 @@ def test_the_whole_command_killed_in_the_traffic_goes_on_with_the_experiment(
     forget_after(home, "BOOTSTRAP")  # killed in `deploy` too, after routing and before recording
     outcomes = folder / "outcomes" / "market.jsonl"
     with started(home.root, "run", "--config", config_file) as process:
-        wait_until(lambda: outcomes.exists() and outcomes.stat().st_size, process)
+        wait_until(lambda: outcomes.exists() and outcomes.stat().st_size, process, home.root)
     _, alive = psutil.wait_procs(servers_of(home), timeout=60)
     assert not alive
     answered = requests_of(folder)

@@ -223,6 +223,25 @@ def test_without_a_ranker_the_order_is_retrieval_s(alone: Server) -> None:
     assert max(abs(score) for score in answer.scores) <= 1 + 1e-6  # cosines
 
 
+@pytest.mark.parametrize("candidates", [None, ("i3", "i4", "i5")])
+def test_what_trends_in_the_scenario_joins_the_retrieval_by_its_prior(
+    alone: Server, candidates: tuple[str, ...] | None
+) -> None:
+    leaning = Server(alone.home, replace(config().serving, trending_prior=0.5))
+    assert leaning.live.refresh()
+    catalogue = load_snapshot(alone.home)
+    grown = dict(zip(catalogue.texts["item_id"], catalogue.trending_of("search"), strict=True))
+    assert max(grown.values()) > 0
+    scores = []
+    for one in (alone, leaning):
+        one.broken["1"].add("ranker")  # so that the scores are the retrieval's
+        answer = one.ask(k=MAX_K, candidates=candidates)
+        scores.append(dict(zip(answer.item_ids, answer.scores, strict=True)))
+    assert set(scores[0]) == set(scores[1])
+    for item, score in scores[0].items():
+        assert scores[1][item] == pytest.approx(score + 0.5 * grown[item], abs=1e-5)
+
+
 def test_without_a_user_encoder_the_answer_is_what_trends(alone: Server) -> None:
     alone.broken["1"].add("user_encoder")
     answer = alone.ask()
