@@ -2,8 +2,8 @@
 
 python benchmarks/gate_open_bandit.py [folder]      (default ../shared/data/open_bandit_small)
 
-The log has no user ids and files of exactly 10,000 rows: the unit is the logged row, declared, the split of users is not
-testable, and nothing is promoted. What is left are intervals, by campaign, through the same tests as any verdict's.
+The log has no user ids and files of exactly 10,000 rows: the unit is the logged row, declared, the split of users is
+not testable, and nothing is promoted. What is left are intervals, by campaign, through the same tests as any verdict's.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def write_tables(source: Path, folder: Path) -> tuple[Path, Path, Path]:
     with duckdb.connect() as connection:
         connection.execute(f"CREATE TABLE logged AS {logged}")
         connection.execute(
-            f"COPY (SELECT request_id, item_id, arm, scenario, position, ts FROM logged) TO '{exposures}' (FORMAT parquet)"
+            f"COPY (SELECT request_id, item_id, arm, scenario, position, ts FROM logged) TO '{exposures}' "
+            "(FORMAT parquet)"
         )
         connection.execute(
             f"COPY (SELECT request_id, item_id, 'click' AS name, ts FROM logged WHERE click = 1) TO '{outcomes}' "

@@ -40,7 +40,8 @@ from omnifeed.serving.recommend.live import Live, Loaded, State
 from omnifeed.serving.recommend.routing import Routing
 from omnifeed.tables import read_parquet, write_tables
 from omnifeed.training.loop import train
-from omnifeed.world.market import Visit, World
+from omnifeed.world.market import World
+from omnifeed.world.traffic import Visit
 
 FOREVER = 2**62
 

@@ -35,7 +35,7 @@ from omnifeed.experiment.decision import Verdict
 from omnifeed.export.catalogue import Catalogue
 from omnifeed.model.network import Network
 from omnifeed.model.parts import TorchParts
-from omnifeed.world.market import Visit
+from omnifeed.world.traffic import Visit
 
 #: The value model's retrieval_prior was chosen on the first; the others were never looked at before this ran.
 TUNED = "default:7"
@@ -233,7 +233,7 @@ def power_rows(market: Market, network: Network, **labels: Any) -> list[dict[str
         found.append(value_row("champion_mean", means[0, :, place], metric_judged=total.name, **labels))
         effect = means[1, :, place] / means[0, :, place] - 1
         found.append(value_row("true_relative_effect", effect, metric_judged=total.name, **labels))
-    kinds = {
+    kinds: dict[str, dict[str, bool]] = {
         "A/B, the users split": {},
         "A/B, users drawn again and split": {"resampled": True},
         "A/A, the users split": {"same": True},
@@ -245,7 +245,7 @@ def power_rows(market: Market, network: Network, **labels: Any) -> list[dict[str
         for verdict in Verdict:
             share = binomtest(verdicts[verdict], SPLITS).proportion_ci(method="wilson")
             value = verdicts[verdict] / SPLITS
-            named = {"splits": SPLITS, "traffic": name, "verdict": verdict.value}
+            named: dict[str, Any] = {"splits": SPLITS, "traffic": name, "verdict": verdict.value}
             found.append(row("share", value, share.low, share.high, **named, **labels))
         for reason, count in sorted(invalid.items()):
             named = {"splits": SPLITS, "traffic": name, "verdict": "INVALID", "reason": reason}

@@ -36,7 +36,8 @@ from omnifeed.model.network import Network
 from omnifeed.pipelines.traffic import DAY_US, HOUR_US, OutcomeLog, planned_visits
 from omnifeed.quality.lake import accepted
 from omnifeed.tables import OUTCOMES
-from omnifeed.world.market import Response, Visit
+from omnifeed.world.market import Response
+from omnifeed.world.traffic import Visit
 
 Floats = npt.NDArray[np.float64]
 ARMS = (CHAMPION, CHALLENGER)
@@ -108,7 +109,8 @@ def play(market: Market, challenger: Network) -> Played:
     views, clicks = np.zeros((2, len(users))), np.zeros((2, len(users)))
     items = np.zeros((2, len(users), len(scenarios)))
     logged = np.zeros((2, len(users), config.experiment.days, len(LOGGED)))
-    first_day, device = np.full(len(users), -1), [None] * len(users)
+    first_day = np.full(len(users), -1)
+    device: list[str | None] = [None] * len(users)
     horizon = experiment.end_ts + config.experiment.attribution_hours * HOUR_US
     table = UserTable(market, users)
     engine = Engine(market, Standing(config, experiment, {"0": None, "1": challenger}), table, config.serving)

@@ -268,6 +268,7 @@ def rollback(to: str | None, reason: str, as_json: bool) -> None:
 def ledger(verify: bool, export: Path | None, as_json: bool) -> None:
     """Show every decision; check them, or hand them to an auditor."""
     from omnifeed.experiment.ledger import Ledger
+    from omnifeed.report.words import ledger_what
 
     book = Ledger(Home.from_env())
     checked: dict[str, Any] = {}
@@ -294,7 +295,7 @@ def ledger(verify: bool, export: Path | None, as_json: bool) -> None:
     entries = book.entries()
     lines = [
         f"{entry.sequence:>4}  {stamp(entry.ts)}  {entry.kind:<10}  champion {entry.champion or '-':<4}  "
-        + str(entry.body.get("verdict") or entry.body.get("experiment") or entry.body.get("reason") or "")
+        + ledger_what(entry.to_dict())
         for entry in entries
     ]
     emit(

@@ -144,14 +144,15 @@ def _serve(home: Home, config: Config, experiment: Experiment, show: bool) -> di
     from omnifeed.serving.client import Client
     from omnifeed.serving.server import LocalServer
 
-    simulated = config.data.source == "world"
-    with LocalServer(home, config, simulated_clock=True) as server, Client(server.url) as client:
-        shown = preview(home, config, experiment, client)
-        if not simulated:
-            return {"recommendations": shown}
-        from omnifeed.pipelines.traffic import send_traffic
+    with drawn_progress(show) as progress:
+        progress("start the servers", 0, 1)
+        with LocalServer(home, config, simulated_clock=True) as server, Client(server.url) as client:
+            shown = preview(home, config, experiment, client)
+            if config.data.source != "world":
+                progress("served", 1, 1)
+                return {"recommendations": shown}
+            from omnifeed.pipelines.traffic import send_traffic
 
-        with drawn_progress(show) as progress:
             sent = send_traffic(home, config, experiment, client, progress)
     return {"recommendations": shown, "traffic": sent.to_dict()}
 

@@ -183,8 +183,8 @@ def plan_text(plan: Plan) -> str:
         f"{section.days} days, {section.challenger_share:.0%} of the users with the challenger, power {power:.0%}. "
         f"Planned from {plan.window_days} days of {plan.users:,} users and {plan.before_days} days before them.",
         "",
-        f"{'metric':<44}{'role':<11}{'mean':>9}{'CUPED':>8}{'effect':>8}{'users needed':>14}{'expected':>10}{'power':>7}"
-        f"{'smallest effect':>17}{'weeks':>7}",
+        f"{'metric':<44}{'role':<11}{'mean':>9}{'CUPED':>8}{'effect':>8}{'users needed':>14}{'expected':>10}"
+        f"{'power':>7}{'smallest effect':>17}{'weeks':>7}",
     ]
     for each in plan.metrics:
         named = each.title + ("" if each.scenario is None else f", {each.scenario}")

@@ -68,7 +68,7 @@ def write_report(path: Path, run: RunSummary) -> None:
         ],
         total_seconds=sum(step.seconds for step in run.steps),
         failed_checks=sum(not check["passed"] for check in (run.infra or {"checks": ()})["checks"]),
-        ledger=[{**entry, "what": views.ledger_what(entry)} for entry in run.ledger],
+        ledger=[{**entry, "what": words.ledger_what(entry)} for entry in run.ledger],
     )
     write_atomic(path, page)
 

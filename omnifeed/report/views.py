@@ -219,21 +219,6 @@ def release_view(release: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def ledger_what(entry: dict[str, Any]) -> str:
-    """An entry's body in a few words."""
-    body = entry["body"]
-    match entry["kind"]:
-        case "DECISION":
-            codes = ", ".join(reason["code"] for reason in body.get("reasons", ()))
-            return f"{body.get('verdict', '')} in {body.get('experiment', '')} ({codes})"
-        case "DEPLOY":
-            return f"release {body.get('release')} in front of users: {body.get('id', '')}"
-        case "ROLLBACK":
-            return f"release {body.get('from')} → {body.get('release')}: {body.get('reason') or 'no reason given'}"
-        case _:
-            return f"release {body.get('release')}"
-
-
 def verdict_label(decision: dict[str, Any]) -> str:
     """A HOLD that ends the test is told apart from one that goes on."""
     return str(decision["verdict"]) + (", final" if decision["verdict"] == "HOLD" and decision["final"] else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
+from typing import Any
 
 
 def count(value: float) -> str:
@@ -56,3 +57,18 @@ def money(value: float) -> str:
 def moment(ts: int) -> str:
     """UTC microseconds -> 2026-03-02 00:00."""
     return f"{datetime.fromtimestamp(ts / 1_000_000, UTC):%Y-%m-%d %H:%M}"
+
+
+def ledger_what(entry: dict[str, Any]) -> str:
+    """An entry's body in a few words."""
+    body = entry["body"]
+    match entry["kind"]:
+        case "DECISION":
+            codes = ", ".join(reason["code"] for reason in body.get("reasons", ()))
+            return f"{body.get('verdict', '')} in {body.get('experiment', '')} ({codes})"
+        case "DEPLOY":
+            return f"release {body.get('release')} in front of users: {body.get('id', '')}"
+        case "ROLLBACK":
+            return f"release {body.get('from')} → {body.get('release')}: {body.get('reason') or 'no reason given'}"
+        case _:
+            return f"release {body.get('release')}"

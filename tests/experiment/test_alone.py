@@ -96,7 +96,8 @@ def test_so_do_json_lines_and_csv_in_a_folder(tmp_path: Path, logs: Logs, own: D
         options = "(FORMAT json)" if suffix == "jsonl" else "(FORMAT csv, HEADER)"
         for part in (0, 1):
             duckdb.execute(
-                f"COPY (SELECT * FROM '{path}' WHERE hash(request_id) % 2 = {part}) TO '{folder}/{part}.{suffix}' {options}"
+                f"COPY (SELECT * FROM '{path}' WHERE hash(request_id) % 2 = {part}) "
+                f"TO '{folder}/{part}.{suffix}' {options}"
             )
         paths.append(folder)
     assert same_numbers(decide_alone(paths[0], paths[1], declared(tmp_path), HORIZON), own)

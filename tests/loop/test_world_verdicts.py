@@ -27,7 +27,7 @@ from omnifeed.world.market import Response, Visit, World
 DAY = 86_400_000_000
 FIRST, DAYS, SLATE = 14, 7, 6
 TASTERS = 12  # users whose mean value orders the unpersonal policy
-AA_SALTS = 8
+AA_SALTS = 6
 SALTS = 3
 SECTION = ExperimentConfig(days=DAYS, guardrail_margins=(0.25, 0.10))
 Answers = dict[str, list[tuple[Visit, list[Response]]]]
@@ -77,7 +77,7 @@ def market(request: pytest.FixtureRequest) -> tuple[World, Answers]:
             creators=60,
             livestreams_per_day=60,
             new_items_per_day=10,
-            requests_per_user_day=0.5,
+            requests_per_user_day=0.4,
         )
     )
     answers: Answers = {"trending": [], "broken": [], "better": []}
