@@ -162,10 +162,11 @@ def _slates(
     shown = np.flatnonzero(catalogue.eligible(visit.ts))
     worth = np.zeros(len(ids))
     worth[shown] = market.world.value(visit.user_id, visit.scenario, visit.query, visit.ts, ids[shown].tolist())
-    at_home = shown[kinds[shown] == HOME_KIND[visit.scenario]]
+    luck = rng.permutation(shown)
+    luck = luck[np.argsort(kinds[luck] != HOME_KIND[visit.scenario], kind="stable")]  # at night few livestreams are on
     slates = {
         ORACLE: ids[shown[np.argsort(-worth[shown], kind="stable")[:size]]].tolist(),
-        RANDOM: ids[rng.choice(at_home, size, replace=False)].tolist(),
+        RANDOM: ids[luck[:size]].tolist(),
     }
     for arm in arms:
         answer = engine.ask(visit, arm, f"{visit.visit_id}")
@@ -374,10 +375,15 @@ def main() -> None:
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         running = {pool.submit(examine, name, began): name for name in wanted}
         for future in as_completed(running):
+            if future.exception() is not None:
+                print(f"{running[future]} failed: {future.exception()!r}", flush=True)
+                continue
             found[running[future]] = future.result()
             done = [name for name in wanted if name in found]
             rows, power = ([each for name in done for each in found[name][side]] for side in (0, 1))
             record(rows, power, done, time.time() - began)
+    if len(found) < len(wanted):
+        sys.exit("Not every market was examined.")
 
 
 if __name__ == "__main__":

@@ -148,7 +148,9 @@ class ExperimentConfig:
 
     name: str = ""  # default: release-<challenger>-vs-<champion>
     challenger_share: float = 0.5
-    days: int = 14  # horizon; whole weeks
+    ramp: tuple[float, ...] = ()  # the challenger's shares before challenger_share, ascending; harm is looked for
+    ramp_hours: int = 24  # of each share in ramp
+    days: int = 14  # horizon, after the ramp; whole weeks
     attribution_hours: int = 48
     success: tuple[str, ...] = ("gmv_per_user", "orders_per_user")
     guardrails: tuple[str, ...] = ("hides_per_user", "clicks_per_user")

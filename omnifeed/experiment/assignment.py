@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,21 @@ class Arm:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """A step of a ramp: from when on, and the challenger's share of the users from then on."""
+
+    start_ts: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Experiment:
-    """The content of experiment.json, the one piece of state that routes traffic. Times are UTC microseconds."""
+    """The content of experiment.json, the one piece of state that routes traffic. Times are UTC microseconds.
+
+    With stages the challenger's share grows; the last stage is the test itself, at the arms' weights. The salt keeps
+    arms nested: who has the challenger at 5 % keeps it at 25 %, since the challenger's users are those whose number
+    lies highest.
+    """
 
     name: str
     salt: str
@@ -33,10 +46,28 @@ class Experiment:
     start_ts: int
     end_ts: int
     config_digest: str  # of the Config whose [experiment] section fixed metrics, margins and horizon beforehand
+    stages: tuple[Stage, ...] = ()  # empty: one stage, at the arms' weights from the start
+
+    def stage(self, ts: int) -> Experiment:
+        """The stage that a time falls into, as an experiment of one stage: its weights, its start and end."""
+        number = sum(stage.start_ts <= ts for stage in self.stages[1:])
+        if not self.stages:
+            return self
+        now, later = self.stages[number], self.stages[number + 1 :]
+        (champion, challenger) = self.arms
+        return replace(
+            self,
+            arms=(replace(champion, weight=1 - now.share), replace(challenger, weight=now.share)),
+            start_ts=now.start_ts,
+            end_ts=later[0].start_ts if later else self.end_ts,
+            stages=(),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; the inverse of `from_dict`."""
+        stages = [{"start_ts": stage.start_ts, "share": stage.share} for stage in self.stages]
         return {
+            **({"stages": stages} if stages else {}),
             "name": self.name,
             "salt": self.salt,
             "arms": [{"name": arm.name, "release": arm.release, "weight": arm.weight} for arm in self.arms],
@@ -50,7 +81,7 @@ class Experiment:
         """Parse and check.
 
         Raises:
-            InputError: a field is missing, or the weights do not add up to one.
+            InputError: a field is missing, the weights do not add up to one, or the stages are no ramp.
         """
         try:
             experiment = Experiment(
@@ -60,6 +91,7 @@ class Experiment:
                 start_ts=int(raw["start_ts"]),
                 end_ts=int(raw["end_ts"]),
                 config_digest=str(raw["config_digest"]),
+                stages=tuple(Stage(int(stage["start_ts"]), float(stage["share"])) for stage in raw.get("stages", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{source}: field {error} is missing or malformed.", "Write the file again.") from error
@@ -69,12 +101,32 @@ class Experiment:
                 f"{source}: the arms' weights are {[arm.weight for arm in experiment.arms]} and add up to {total:g}.",
                 "Give non-negative weights that add up to 1.",
             )
+        if experiment.stages and not _is_ramp(experiment):
+            raise InputError(
+                f"{source}: the stages are no ramp to the arms' weights.",
+                "Let the first begin at start_ts, each later one with a larger share, the last with the challenger's "
+                "weight; name the champion first, then the challenger.",
+            )
         return experiment
 
     @staticmethod
     def load(path: Path) -> Experiment:
         """Read experiment.json."""
         return Experiment.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
+
+
+def _is_ramp(experiment: Experiment) -> bool:
+    times = [stage.start_ts for stage in experiment.stages]
+    shares = [stage.share for stage in experiment.stages]
+    return (
+        [arm.name for arm in experiment.arms] == ["champion", "challenger"]
+        and times[0] == experiment.start_ts
+        and sorted(set(times)) == times
+        and times[-1] < experiment.end_ts
+        and sorted(set(shares)) == shares
+        and shares[0] > 0
+        and shares[-1] == experiment.arms[1].weight
+    )
 
 
 def unit_interval(salt: str, user_id: str) -> float:
@@ -84,7 +136,7 @@ def unit_interval(salt: str, user_id: str) -> float:
 
 
 def assign(experiment: Experiment, user_id: str) -> Arm:
-    """The user's arm: the first whose cumulative weight exceeds the user's number."""
+    """The user's arm: the first whose cumulative weight exceeds the user's number. With stages, pass one of them."""
     point, cumulative = unit_interval(experiment.salt, user_id), 0.0
     for arm in experiment.arms:
         cumulative += arm.weight

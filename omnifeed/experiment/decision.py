@@ -139,8 +139,8 @@ class Decision:
     experiment: str
     champion: str  # release
     challenger: str  # release
-    start_ts: int
-    end_ts: int
+    start_ts: int  # of the stage that was judged; the experiment's where there is no ramp
+    end_ts: int  # of the experiment
     now: int  # when it was decided, UTC microseconds
     days_elapsed: float
     config_digest: str

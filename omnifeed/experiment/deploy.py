@@ -17,12 +17,13 @@ from pathlib import Path
 
 from omnifeed.config import Config
 from omnifeed.errors import ConflictError, InputError
-from omnifeed.experiment.assignment import Arm, Experiment
+from omnifeed.experiment.assignment import Arm, Experiment, Stage
 from omnifeed.experiment.ledger import Ledger
 from omnifeed.experiment.metrics import experiment_digest, judged_metrics
 from omnifeed.home import Home, write_json
 
 DAY = 86_400_000_000  # microseconds
+HOUR = 3_600_000_000
 
 
 def current_path(home: Home) -> Path:
@@ -92,14 +93,17 @@ def open_experiment(home: Home, champion: str, challenger: str, config: Config, 
                     f"The champion is release {ledger.champion()}, not {champion}.", "Test against the champion."
                 )
             name = _unused_name(home, ledger, config.experiment.name, f"release-{challenger}-vs-{champion}")
-            share = config.experiment.challenger_share
+            section = config.experiment
+            share, step = section.challenger_share, section.ramp_hours * HOUR
+            shares = (*section.ramp, share)
             experiment = Experiment(
                 name=name,
                 salt=name,
                 arms=(Arm("champion", champion, 1 - share), Arm("challenger", challenger, share)),
                 start_ts=now,
-                end_ts=now + config.experiment.days * DAY,
+                end_ts=now + len(section.ramp) * step + section.days * DAY,
                 config_digest=digest,
+                stages=tuple(Stage(now + number * step, each) for number, each in enumerate(shares) if section.ramp),
             )
             plan = _registered_plan(home, digest)
             write_json(home.experiments / name / "experiment.json", experiment.to_dict())

@@ -56,7 +56,10 @@ def test_of(metric: Metric, numbers: ArmNumbers, **options: Any) -> tt.RatioOfMe
 def effect(champion: ArmNumbers, challenger: ArmNumbers, metric: Metric, alpha: float) -> Effect:
     """Compare two arms in one metric."""
     test = test_of(metric, champion, confidence_level=1 - 2 * alpha)
-    data: dict[object, Aggregates] = {CHAMPION: aggregates(champion), CHALLENGER: aggregates(challenger)}
+    data: dict[object, Aggregates] = {
+        CHAMPION: aggregates(champion, metric),
+        CHALLENGER: aggregates(challenger, metric),
+    }
     with np.errstate(all="ignore"):  # an arm without events: handled below
         result = tt.Experiment({metric.name: test}).analyze(data, control=CHAMPION)[metric.name]
     up = result.pvalue / 2 if result.effect_size > 0 else 1 - result.pvalue / 2
@@ -108,16 +111,25 @@ def holm(p_values: Mapping[str, float], alpha: float) -> dict[str, float]:
     return {name: float(family[name]["pvalue_adj"]) for name in p_values}
 
 
-def aggregates(numbers: ArmNumbers) -> Aggregates:
-    """The numbers in tea-tasting's form."""
-    past = [f"before_{name}" for name in numbers.covariate_mean]
+def aggregates(numbers: ArmNumbers, metric: Metric) -> Aggregates:
+    """What the test of one metric needs of the numbers, in tea-tasting's form."""
+    names = [name for name in (metric.of, metric.per) if name] or [metric.name]
+    past = [name for name in names if name in numbers.covariate_mean]
+    needed = {*names, *(f"before_{name}" for name in past)}
+    pairs = {tuple(key.split(" ")): value for key, value in numbers.cross.items()}
     return Aggregates(
         count_=numbers.users,
-        mean_={**numbers.mean, **dict(zip(past, numbers.covariate_mean.values(), strict=True))},
-        var_={**numbers.variance, **dict(zip(past, numbers.covariate_variance.values(), strict=True))},
+        mean_={
+            **{name: numbers.mean[name] for name in names},
+            **{f"before_{name}": numbers.covariate_mean[name] for name in past},
+        },
+        var_={
+            **{name: numbers.variance[name] for name in names},
+            **{f"before_{name}": numbers.covariate_variance[name] for name in past},
+        },
         cov_={
-            **{(name, f"before_{name}"): value for name, value in numbers.covariance.items()},
-            **{(left, right): value for key, value in numbers.cross.items() for left, right in [key.split(" ")]},
+            **{(name, f"before_{name}"): numbers.covariance[name] for name in past},
+            **{(left, right): value for (left, right), value in pairs.items() if needed >= {left, right}},
         },
     )
 

@@ -47,6 +47,7 @@ def reduce_log(
     section: ExperimentConfig,
     totals: Sequence[Metric],
     now: int,
+    opened_ts: int,
 ) -> LogCounts:
     """Reduce `exposure_line` and `outcome_line` (see `read`) to the tables that the numbers are counted from.
 
@@ -57,17 +58,18 @@ def reduce_log(
 
     Args:
         connection: DuckDB, on disk where the log may exceed memory.
-        experiment: salt, arms and times.
+        experiment: salt, arms and times; of a ramp, one stage.
         section: the attribution window, and who is a bot.
         totals: what to add up.
         now: UTC microseconds; exposures after it and outcomes observed after it are not used.
+        opened_ts: start of the first stage; an exposure before it comes from a wrong clock.
     """
     _choose_exposures(connection, experiment, now)
     _choose_outcomes(connection, now)
     _attribute(connection, section)
     _assign(connection, experiment, section)
     _total(connection, totals, (experiment.end_ts - experiment.start_ts) // DAY - 7)
-    return _counts(connection, experiment, now)
+    return _counts(connection, experiment, now, opened_ts)
 
 
 def literal(values: Sequence[str]) -> str:
@@ -200,7 +202,7 @@ def _total(connection: duckdb.DuckDBPyConnection, totals: Sequence[Metric], last
     )
 
 
-def _counts(connection: duckdb.DuckDBPyConnection, experiment: Experiment, now: int) -> LogCounts:
+def _counts(connection: duckdb.DuckDBPyConnection, experiment: Experiment, now: int, opened_ts: int) -> LogCounts:
     def number(query: str) -> int:
         return int(connection.execute(query).fetchall()[0][0] or 0)
 
@@ -246,7 +248,7 @@ def _counts(connection: duckdb.DuckDBPyConnection, experiment: Experiment, now: 
         exposures_missing=number("SELECT sum(missing) FROM request"),
         exposures_outside=exposures - foreign - used - repeated,
         exposures_before=number(
-            f"SELECT count(*) FROM exposure_line WHERE whole AND experiment IN {name} AND ts < {experiment.start_ts}"
+            f"SELECT count(*) FROM exposure_line WHERE whole AND experiment IN {name} AND ts < {opened_ts}"
         ),
         exposures_foreign=foreign,
         requests=number("SELECT count(*) FROM request"),

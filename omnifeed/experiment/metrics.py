@@ -109,6 +109,11 @@ def judged_metrics(config: ExperimentConfig) -> tuple[Metric, ...]:
         problem, action = "alpha, beta or srm_alpha is not between 0 and 0.5", "Usual are 0.05, 0.1 and 0.001"
     elif not 0 < config.challenger_share < 1:
         problem, action = f"challenger_share is {config.challenger_share:g}", "Give a share between 0 and 1"
+    elif list(config.ramp) != sorted({share for share in config.ramp if 0 < share < config.challenger_share}):
+        problem = f"the ramp {config.ramp} does not rise to the challenger_share {config.challenger_share:g}"
+        action = "Give shares above 0 in ascending order, all below it"
+    elif config.ramp_hours <= 0:
+        problem, action = f"ramp_hours is {config.ramp_hours}", "Give the hours of each share in ramp"
     elif config.days <= 0 or config.days % 7:
         problem, action = f"the horizon is {config.days} days", "Give whole weeks, so that every weekday counts alike"
     elif "retention" in names and config.days < 14:

@@ -238,7 +238,7 @@ def _planned(
         role, alpha = "success", section.alpha / len(section.success)
     elif metric.name in margins:
         role, size, alpha = "guardrail", margins[metric.name], section.alpha
-    data, share = aggregates(numbers), section.challenger_share
+    data, share = aggregates(numbers, metric), section.challenger_share
     options = _options(size, alpha, 1 - section.beta, share)
     expected = int(numbers.users * traffic_share * section.days / window)
     test = test_of(metric, numbers, **options)

@@ -26,7 +26,7 @@ def observe(load: Load, experiment: Experiment, config: Config, now: int, before
 
     Args:
         load: puts the log's lines into the connection it is given.
-        experiment: salt, arms and times.
+        experiment: salt, arms and times; of a ramp, only the stage of `now` is read: stages are never pooled.
         config: its [experiment] section names metrics, attribution window, caps and who is a bot.
         now: UTC microseconds; what was observed later is not read.
         before: user_id and, by name, the same totals in a period before the start (the covariates of CUPED; any
@@ -44,7 +44,7 @@ def observe(load: Load, experiment: Experiment, config: Config, now: int, before
         )
         try:
             load(connection)
-            counts = reduce_log(connection, experiment, section, totals, now)
+            counts = reduce_log(connection, experiment.stage(now), section, totals, now, experiment.start_ts)
             if not counts.exposures_used:
                 return Evidence(counts, ())
             caps = {total.name: cap for total in totals if (cap := cap_of(total, section)) is not None}

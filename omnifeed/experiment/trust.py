@@ -2,8 +2,8 @@
 
 Each check asks whether something differs between the arms, or changes on the way, that no release can cause: how many
 users there are of a kind settled before they were answered, how many lines were lost, what the clocks say, how late an
-arm logs, and whether an arm began or ceased to log something. Bounds are wide on purpose: z beyond 6 with users not
-kept apart, and a factor of two, so that an honest experiment is all but never stopped by them.
+arm logs, and whether an arm began or ceased to log something. Bounds are wide on purpose, so that an honest experiment
+is all but never stopped by them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from omnifeed.experiment.estimate import sample_ratio_p_value
 from omnifeed.experiment.evidence import ALL, CHALLENGER, CHAMPION, Evidence
 from omnifeed.experiment.log import DAY, HOUR
 
-Z = 6.0  # events cluster by user: about 3 for an outcome whose variance is four times that of a coin
-FACTOR = 2.0  # of change against the other arm from one day to the next
+Z = 4.0
+DISPERSION = 10.0  # events cluster by user and by answer: their variance against that of independent ones
+FACTOR = 2.0  # of change against the other arm from some day on
 
 
 def splits(evidence: Evidence, champion_share: float, section: ExperimentConfig) -> tuple[Split, ...]:
@@ -100,15 +101,17 @@ def _late(evidence: Evidence, section: ExperimentConfig) -> Iterator[Reason]:
             continue
         error = math.sqrt(champion.variance / champion.outcomes + challenger.variance / challenger.outcomes)
         difference = challenger.mean - champion.mean
-        if abs(difference) > max(bound, Z * error):
+        if abs(difference) > max(bound, Z * math.sqrt(DISPERSION) * error):
             yield wording.late_logging(name, champion.mean, challenger.mean)
 
 
 def _changed(evidence: Evidence, closed: int) -> Iterator[Reason]:
     """An event that one arm began or ceased to log, or logs at another rate from some day on, the other arm apart.
 
-    For each event and each boundary between two days, a 2 x 2 table of arm by before and after; G test of independence.
-    Only days whose attribution windows have closed are read, since the others are not complete in either arm.
+    Rates are outcomes an exposure, and exposures a request: how often people come clusters too much to be read. For
+    each boundary between two days, a table of arm by before and after; the likelihood ratio test of "both arms' rates
+    changed by one factor". Only days whose attribution windows have closed are read, since the others are complete in
+    neither arm.
     """
     series: dict[str, dict[tuple[str, int], int]] = defaultdict(dict)
     days = range(max(0, min(closed, max((log.day for log in evidence.day_logs), default=-1) + 1)))
@@ -116,43 +119,60 @@ def _changed(evidence: Evidence, closed: int) -> Iterator[Reason]:
         for name, events in log.events.items():
             series[name][log.arm, log.day] = events
     for name, events_of in sorted(series.items()):
+        base = series.get("requests" if name == "exposures" else "exposures", {})
+        if name == "requests" or not base:
+            continue
         worst, at = 0.0, 0
         for boundary in days[1:]:
-            table = [
-                [sum(events_of.get((arm, day), 0) for day in part) for part in (days[:boundary], days[boundary:])]
-                for arm in (CHAMPION, CHALLENGER)
-            ]
-            found = _g(table)
-            if found > worst and _factor(table) > FACTOR:
+            counts, opportunities = _table(events_of, days, boundary), _table(base, days, boundary)
+            if min(map(min, opportunities)) == 0 or _factor(counts, opportunities) <= FACTOR:
+                continue
+            found = _likelihood_ratio(counts, opportunities)
+            if found > worst:
                 worst, at = found, boundary
-        if worst > Z**2:
-            yield wording.instrumentation_changed(
-                name,
-                at,
-                {
-                    arm: tuple(
-                        sum(events_of.get((arm, day), 0) for day in part) / len(part) for part in (days[:at], days[at:])
-                    )
-                    for arm in (CHAMPION, CHALLENGER)
-                },
-            )
+        if worst > Z**2 * DISPERSION:
+            counts, opportunities = _table(events_of, days, at), _table(base, days, at)
+            rates = [
+                (before / shown_before, after / shown_after)
+                for (before, after), (shown_before, shown_after) in zip(counts, opportunities, strict=True)
+            ]
+            yield wording.instrumentation_changed(name, at, dict(zip((CHAMPION, CHALLENGER), rates, strict=True)))
 
 
-def _g(table: Sequence[Sequence[int]]) -> float:
-    total = sum(map(sum, table))
-    columns = [sum(column) for column in zip(*table, strict=True)]
+def _table(events: dict[tuple[str, int], int], days: range, boundary: int) -> list[list[int]]:
+    """Arm by before and after."""
+    return [
+        [sum(events.get((arm, day), 0) for day in part) for part in (days[:boundary], days[boundary:])]
+        for arm in (CHAMPION, CHALLENGER)
+    ]
+
+
+def _likelihood_ratio(counts: Sequence[Sequence[int]], opportunities: Sequence[Sequence[int]]) -> float:
+    """G statistic, one degree of freedom: Poisson counts with a factor an arm and a factor a period, fitted by scaling
+    the opportunities to the counts' margins.
+    """
+    fitted = [[float(value) for value in row] for row in opportunities]
+    rows, columns = [sum(row) for row in counts], [sum(column) for column in zip(*counts, strict=True)]
+    if min(*rows, *columns) == 0:  # one arm or one period without any: a factor explains it
+        return 0.0
+    for _ in range(50):
+        fitted = [[value * total / sum(row) for value in row] for row, total in zip(fitted, rows, strict=True)]
+        sums = [sum(column) for column in zip(*fitted, strict=True)]
+        fitted = [[value * columns[at] / sums[at] for at, value in enumerate(row)] for row in fitted]
     return 2 * sum(
-        value * math.log(value * total / (sum(row) * column))
-        for row in table
-        for value, column in zip(row, columns, strict=True)
-        if value
+        count * math.log(count / expected)
+        for row, expectations in zip(counts, fitted, strict=True)
+        for count, expected in zip(row, expectations, strict=True)
+        if count
     )
 
 
-def _factor(table: Sequence[Sequence[int]]) -> float:
-    (a, b), (c, d) = [[value + 0.5 for value in row] for row in table]
-    odds = a * d / (b * c)
-    return max(odds, 1 / odds)
+def _factor(counts: Sequence[Sequence[int]], opportunities: Sequence[Sequence[int]]) -> float:
+    (a, b), (c, d) = (
+        [(count + 0.5) / shown for count, shown in zip(row, base, strict=True)]
+        for row, base in zip(counts, opportunities, strict=True)
+    )
+    return max(a * d / (b * c), b * c / (a * d))
 
 
 def _share(bad: int, good: int) -> float:

@@ -12,6 +12,8 @@ scenario.
 - At the horizon: harm in a guardrail or a scenario shown -> REJECT; non-inferiority not shown -> HOLD; every success
   metric inferior -> REJECT; a quality metric shown to be worse (Holm) -> HOLD; any superior -> PROMOTE; otherwise HOLD,
   final.
+- On a ramp each stage is judged apart, on its own exposures, and only for harm: HOLD, or REJECT by a confidence
+  sequence whose alpha the stages share. Success is read on the last stage, which is the test itself.
 - Where the unit is the logged row, intervals are shown and the verdict is INVALID.
 
 "Harm is shown" means: worse at a family-wise alpha (Holm over guardrails and scenarios), and the estimate is beyond the
@@ -92,7 +94,8 @@ def judge(experiment: Experiment, config: Config, now: int, evidence: Evidence) 
             f"Experiment {experiment.name} has the arms {[arm.name for arm in experiment.arms]}.",
             "The verdict compares one champion with one challenger; write experiment.json again.",
         )
-    judged = _Judged(experiment, section, now, evidence, arms)
+    stage = experiment.stage(now)
+    judged = _Judged(experiment, stage, section, now, evidence, {arm.name: arm for arm in stage.arms})
     broken = judged.broken(experiment_digest(config))
     if broken:
         return judged.decision(Verdict.INVALID, broken, ("failed",), (), waiting=judged.may_still_come(broken))
@@ -101,8 +104,8 @@ def judge(experiment: Experiment, config: Config, now: int, evidence: Evidence) 
         results = judged.results(early=False)
         failed: tuple[State, ...] = ("passed", horizon, "failed")
         return judged.decision(Verdict.INVALID, (wording.row_unit(),), failed, (), results, waiting=not judged.closed)
-    splits = trust.splits(evidence, arms[CHAMPION].weight, section)
-    doubts = (*trust.mismatches(splits), *trust.findings(evidence, section, experiment.start_ts, now))
+    splits = trust.splits(evidence, judged.arms[CHAMPION].weight, section)
+    doubts = (*trust.mismatches(splits), *trust.findings(evidence, section, stage.start_ts, now))
     if doubts:
         return judged.decision(Verdict.INVALID, doubts, ("passed", horizon, "failed"), splits)
     if not judged.closed:
@@ -112,6 +115,8 @@ def judge(experiment: Experiment, config: Config, now: int, evidence: Evidence) 
             found = ("passed", "open", "passed", *_early_states(results))
             return judged.decision(Verdict.REJECT, harmed, found, splits, results)
         waiting = (wording.before_horizon(experiment, section, now),)
+        if judged.ramping:
+            waiting = (wording.ramping(experiment, stage),)
         return judged.decision(Verdict.HOLD, waiting, ("passed", "open", "passed"), splits, results, waiting=True)
     results = judged.results(early=False)
     verdict, reasons, states = _at_horizon(results)
@@ -218,6 +223,7 @@ def _at_horizon(results: Sequence[MetricResult]) -> tuple[Verdict, tuple[Reason,
 @dataclass(frozen=True, slots=True)
 class _Judged:
     experiment: Experiment
+    stage: Experiment  # the experiment itself where there is no ramp
     section: ExperimentConfig
     now: int
     evidence: Evidence
@@ -229,8 +235,11 @@ class _Judged:
         if not counts.exposures_used:
             return (wording.no_data(self.experiment, counts),)
         reasons = []
-        planned = self.section.days * DAY
-        if digest != self.experiment.config_digest or self.experiment.end_ts - self.experiment.start_ts != planned:
+        section = self.section
+        last = self.experiment.stage(self.experiment.end_ts)
+        ramp = tuple(each.share for each in self.experiment.stages[:-1])
+        as_planned = ramp == section.ramp and last.end_ts - last.start_ts == section.days * DAY
+        if digest != self.experiment.config_digest or not as_planned:
             reasons.append(wording.config_changed(self.experiment, digest))
         if counts.unreadable or counts.malformed or counts.exposures_foreign:
             reasons.append(wording.log_broken(counts))
@@ -245,6 +254,11 @@ class _Judged:
         """Whether the horizon has passed and the last attribution window with it."""
         return self.now >= self.experiment.end_ts + self.section.attribution_hours * HOUR
 
+    @property
+    def ramping(self) -> bool:
+        """Whether `now` lies before the last stage."""
+        return self.stage.end_ts < self.experiment.end_ts
+
     def may_still_come(self, broken: Sequence[Reason]) -> bool:
         """Whether all that is wrong is that few users, or none, have come yet."""
         codes = {reason.code for reason in broken}
@@ -255,9 +269,9 @@ class _Judged:
         return not any(users) or sample_ratio_p_value(users[0], users[1], share) > self.section.srm_alpha
 
     def _elapsed(self) -> float:
-        """Share of the planned duration."""
-        planned = self.experiment.end_ts - self.experiment.start_ts
-        return min(max((self.now - self.experiment.start_ts) / planned, 0.0), 1.0)
+        """Share of the stage's planned duration."""
+        planned = self.stage.end_ts - self.stage.start_ts
+        return min(max((self.now - self.stage.start_ts) / planned, 0.0), 1.0)
 
     def results(self, *, early: bool) -> tuple[MetricResult, ...]:
         """Every metric over all traffic and in every scenario, with what it shows.
@@ -270,7 +284,9 @@ class _Judged:
         may_harm = [key for key, (result, _) in watched.items() if result.margin is not None]
         if early:
             may_harm += [f"{name}@{ALL}" for name in section.success]
-            factor = sequence_factor(max(self._elapsed(), 1e-6), section.alpha / len(may_harm))
+            factor = sequence_factor(
+                max(self._elapsed(), 1e-6), section.alpha / len(may_harm) / max(len(self.experiment.stages), 1)
+            )
             harmed = {
                 key for key in may_harm if _beyond_sequence(watched[key][1], watched[key][0].lower_is_better, factor)
             }
@@ -309,7 +325,7 @@ class _Judged:
     def daily(self) -> tuple[DayPoint, ...]:
         """Cumulative effects by day, with the ordinary interval and the confidence sequence."""
         points = []
-        planned_days = (self.experiment.end_ts - self.experiment.start_ts) / DAY
+        planned_days = (self.stage.end_ts - self.stage.start_ts) / DAY
         for day in self.evidence.days:
             arms = {numbers.arm: numbers for numbers in day.arms}
             if set(arms) != {CHAMPION, CHALLENGER}:
@@ -350,10 +366,10 @@ class _Judged:
             experiment=self.experiment.name,
             champion=self.arms[CHAMPION].release,
             challenger=self.arms[CHALLENGER].release,
-            start_ts=self.experiment.start_ts,
+            start_ts=self.stage.start_ts,
             end_ts=self.experiment.end_ts,
             now=self.now,
-            days_elapsed=self._elapsed() * (self.experiment.end_ts - self.experiment.start_ts) / DAY,
+            days_elapsed=self._elapsed() * (self.stage.end_ts - self.stage.start_ts) / DAY,
             config_digest=self.experiment.config_digest,
             alpha=self.section.alpha,
             reasons=reasons,

@@ -145,12 +145,12 @@ def late_logging(name: str, champion: float, challenger: float) -> Reason:
 
 def instrumentation_changed(name: str, day: int, rates: dict[str, tuple[float, ...]]) -> Reason:
     """One arm's logging changed on the way."""
-    said = ", ".join(
-        f"{arm} {before:,.1f} a day before and {after:,.1f} after" for arm, (before, after) in rates.items()
-    )
+    said = ", ".join(f"{arm} {before:.3g} before and {after:.3g} after" for arm, (before, after) in rates.items())
+    each = "a request" if name == "exposures" else "an exposure"
     return Reason(
         Code.INSTRUMENTATION_CHANGED,
-        f"The logging of {name} changed in one arm with day {day + 1}: {said}. The arms no longer count the same.",
+        f"The logging of {name} changed in one arm with day {day + 1}: {said}, {each}. The arms no longer count "
+        "the same.",
     )
 
 
@@ -170,6 +170,18 @@ def before_horizon(experiment: Experiment, section: ExperimentConfig, now: int) 
         Code.BEFORE_HORIZON,
         f"Success is read once, when all {section.days} days have passed and the {section.attribution_hours} hours of "
         f"attribution after {moment(experiment.end_ts)} are over; it is {moment(now)}. No harm is shown so far.",
+    )
+
+
+def ramping(experiment: Experiment, stage: Experiment) -> Reason:
+    """Before the last stage."""
+    number = [each.start_ts for each in experiment.stages].index(stage.start_ts)
+    following = experiment.stages[number + 1]
+    return Reason(
+        Code.BEFORE_HORIZON,
+        f"Stage {number + 1} of {len(experiment.stages)}: {stage.arms[1].weight:.0%} of the users have the challenger, "
+        f"{following.share:.0%} from {moment(following.start_ts)} on. A stage is looked at for harm only, by itself; "
+        "none is shown so far. Success is read on the last.",
     )
 
 

@@ -48,12 +48,12 @@ class Beside:
 
 def beside(evaluation: dict[str, Any]) -> Beside:
     """Choose scenarios and metrics from `Evaluation.to_dict()` with its "baselines", nested as its "metrics" are."""
-    models = {**evaluation["metrics"], **evaluation.get("baselines", {})}
+    pair = [evaluation["models"][place] for place in ("champion", "challenger")]
+    models = {**{name: evaluation["metrics"][name] for name in pair}, **evaluation.get("baselines", {})}
     sizes = sorted(evaluation["scenario_rows"].items(), key=lambda pair: -pair[1])
     scenarios = tuple((name, rows) for name, rows in sizes if rows >= MIN_ROWS or name == "all")
-    challenger = models[evaluation["models"]["challenger"]]["all"]
     tables = []
-    for metric in _lead(challenger):
+    for metric in _lead(row["metric"] for row in evaluation["differences"]):
         rows = []
         for model, by_scenario in models.items():
             found = [by_scenario.get(name, {}).get(metric) for name, _ in scenarios]
@@ -64,8 +64,12 @@ def beside(evaluation: dict[str, Any]) -> Beside:
 
 
 def _lead(names: Iterable[str]) -> list[str]:
-    """The AUC of the first tasks, recall at the middle cut-off, NDCG at the first."""
-    known = list(names)
+    """The AUC of the first tasks, recall at the middle cut-off, NDCG at the first.
+
+    Args:
+        names: of metrics, tasks in the order of the configuration (the keys of a JSON file are in another).
+    """
+    known = list(dict.fromkeys(names))
     ranked = [name for name in known if name.startswith("auc_")][:RANKED]
     cuts = tuple(int(name.partition("@")[2]) for name in known if name.startswith("recall@"))
     return ranked + ([f"recall@{middle(cuts)}", f"ndcg@{min(cuts)}"] if cuts else [])

@@ -55,7 +55,7 @@ class Routing:
         arms = {one.name: one.release for one in self.experiment.arms} if self.experiment else {}
         if self.champion is not None and (running is None or CHAMPION not in arms):
             arms[CHAMPION] = self.champion
-        name = arm or (assign(running, user_id).name if running else CHAMPION)
+        name = arm or (assign(running.stage(now), user_id).name if running else CHAMPION)
         if name not in arms:
             if arm is None:
                 raise UnavailableError("No release is the champion yet.", "Bootstrap one (the training pipeline does).")

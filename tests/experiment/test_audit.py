@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from experiment_logs import CONFIG, DAY, HORIZON, START, experiment, traffic
 
+from omnifeed.errors import IntegrityError
 from omnifeed.experiment.audit import audit, export, recompute
 from omnifeed.experiment.decision import Decision
 from omnifeed.experiment.ledger import Ledger
@@ -74,3 +76,18 @@ def test_the_whole_ledger_is_one_parquet(home: Home, tmp_path: Path) -> None:
     assert [json.loads(row["body"]) for row in table] == [entry.body for entry in entries]
     assert [row["digest"] for row in table] == [entry.digest for entry in entries]
     assert export(Ledger(Home(tmp_path / "empty")), tmp_path / "empty.parquet") == 0
+
+
+def test_the_command_verifies_and_exports(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from omnifeed.pipelines.cli import cli
+
+    monkeypatch.setenv("OMNIFEED_HOME", str(home.root))
+    path = tmp_path / "audit.parquet"
+    answer = CliRunner().invoke(cli, ["ledger", "--verify", "--export", str(path), "--json"])
+    printed = json.loads(answer.output)
+    assert printed["audit"] == {"entries": 4, "decisions": 2, "discrepancies": []}
+    assert (printed["exported"]["entries"], path.exists()) == (4, True)
+    Ledger(home).append("DECISION", {"verdict": "PROMOTE"}, HORIZON, once="by hand")
+    answer = CliRunner().invoke(cli, ["ledger", "--verify"])
+    assert isinstance(answer.exception, IntegrityError)
+    assert "entry 4" in answer.exception.problem

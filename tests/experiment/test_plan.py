@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 from experiment_logs import DAY, START
 from statsmodels.stats.power import zt_ind_solve_power
 
@@ -135,6 +137,22 @@ def test_the_end_of_the_log_is_the_midnight_after_it(accepted: Path) -> None:
 
 
 # The pre-registration
+
+
+def test_the_command_plans_from_the_lake_and_leaves_the_registration(
+    accepted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from omnifeed.pipelines.cli import cli
+
+    home = Home(tmp_path)
+    shutil.copytree(accepted, home.lake / "accepted")
+    monkeypatch.setenv("OMNIFEED_HOME", str(home.root))
+    answer = CliRunner().invoke(cli, ["experiment", "plan", "--traffic-share", "0.5", "--json"])
+    printed = json.loads(answer.output)
+    assert printed.pop("written") == str(pending_plan(home))
+    assert printed == json.loads(pending_plan(home).read_text())
+    assert (printed["created_ts"], printed["traffic_share"], printed["section"]["days"]) == (NOW, 0.5, 14)
+    assert "users needed" in CliRunner().invoke(cli, ["experiment", "plan"]).output
 
 
 def test_an_experiment_is_held_to_its_plan(tmp_path: Path, plan: Plan) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from experiment_logs import CONFIG, DAY, HORIZON, HOUR, START, Logs, experiment, outcome, traffic
 
@@ -238,9 +239,31 @@ def test_what_happens_to_both_arms_alike_or_by_the_release_is_no_change_of_instr
     assert "INSTRUMENTATION_CHANGED" not in codes(judged(logs))
 
 
+def test_a_few_busy_users_are_no_change_of_instruments() -> None:
+    """How often people come is left to chance here, heavily: 35 users an arm, some of them ten times as busy."""
+    alarms = 0
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        logs = []
+        for arm in ("champion", "challenger"):
+            activity = random.lognormal(0, 1.2, 35)
+            taste = random.beta(1, 4, 35)
+            for day in range(7):
+                requests = random.poisson(activity)
+                depth = random.integers(1, 11, 35)  # of an answer's ten items, those that a user looks at
+                views = requests * depth
+                events = {"requests": requests, "exposures": 10 * requests, "viewed": views}
+                events["click"] = random.binomial(views, taste)
+                events["order"] = random.binomial(events["click"], 0.1)
+                logs.append(DayLog(arm, day, {name: int(each.sum()) for name, each in events.items()}))
+        evidence = Evidence(LogCounts(exposures_used=1), (), day_logs=tuple(logs))
+        alarms += findings(evidence, CONFIG.experiment, START, HORIZON) != ()
+    assert alarms == 0
+
+
 def test_a_day_whose_attribution_window_is_open_is_not_compared() -> None:
     logs = tuple(
-        DayLog(arm, day, {"exposures": 1000, "order": 0 if day == 4 and arm == "challenger" else 100})
+        DayLog(arm, day, {"exposures": 1000, "order": 0 if day == 4 and arm == "challenger" else 200})
         for arm in ("champion", "challenger")
         for day in range(5)
     )

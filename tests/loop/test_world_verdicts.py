@@ -54,15 +54,14 @@ class Shelf:
 
 
 def slates(world: World, shelf: Shelf, visit: Visit) -> dict[str, list[str]]:
-    """What each policy answers: trending, the reverse of it, and trending reordered by what this visitor values."""
+    """What each policy answers: what trends, a little shuffled; what this visitor values least; and what trends with
+    what this visitor values.
+    """
     here = np.flatnonzero((shelf.begins <= visit.ts) & (visit.ts < shelf.ends))
-    trend = shelf.trend[visit.scenario][here]
-    value = world.value(visit.user_id, visit.scenario, visit.query, visit.ts, shelf.ids[here].tolist())
-    scores = {
-        "trending": trend,
-        "broken": -trend,
-        "better": trend / trend.max() + value / max(value.max(), 1e-12),
-    }
+    luck = np.random.default_rng(int(visit.visit_id[1:], 16)).gumbel(size=len(here))
+    trend = np.log(shelf.trend[visit.scenario][here] + 1e-9) + luck / 2
+    value = np.log(world.value(visit.user_id, visit.scenario, visit.query, visit.ts, shelf.ids[here].tolist()) + 1e-9)
+    scores = {"trending": trend, "broken": -value, "better": trend + value}
     return {name: shelf.ids[here[np.argsort(-score, kind="stable")[:SLATE]]].tolist() for name, score in scores.items()}
 
 
@@ -77,7 +76,7 @@ def market(request: pytest.FixtureRequest) -> tuple[World, Answers]:
             creators=60,
             livestreams_per_day=60,
             new_items_per_day=10,
-            requests_per_user_day=0.4,
+            requests_per_user_day=0.5,
         )
     )
     answers: Answers = {"trending": [], "broken": [], "better": []}

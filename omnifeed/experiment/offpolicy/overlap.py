@@ -1,6 +1,8 @@
 """Whether a log can say anything about a policy: effective sample size, and the reasons for which we refuse.
 
-The bounds of `Limits` come from the coverage that was measured within and beyond them: see docs/off-policy.md.
+The bounds of `Limits` come from the coverage that was measured within and beyond them: see docs/off-policy.md. They
+look at weights and at how many users earned anything, never at weighted rewards: a bound on those passes just the
+samples that happen to lack the heavy ones, and intervals then miss far more often than their level.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class Limits:
     users: int = 100  # fewer: the interval's normal approximation is not to be had
     effective_share: float = 0.05  # of the answers (Kish)
     weight_share: float = 0.02  # of all weight, in one user
-    events: float = 80.0  # effective number of users with a reward (Kish, of weighted rewards)
+    events: float = 100.0  # users with a reward, times the effective share
     outside: float = 0.01  # the target's probability of answers that the log could not show
     deviation: float = 4.0  # standard errors of the mean weight from 1
 
@@ -57,7 +59,7 @@ class Overlap:
     users: int
     effective_answers: float  # Kish: (sum w)^2 / sum w^2
     largest_user_share: float  # of all weight
-    effective_events: float  # Kish, of users' weighted rewards
+    effective_events: float  # users with a reward, times the effective share of the answers
     mean_weight: float  # 1 in expectation, if the propensities are true and the log could show all that the target does
     mean_weight_error: float  # its standard error
 
@@ -100,7 +102,7 @@ def overlap(log: LoggedSlates, weight: Floats, reward: Floats) -> Overlap:
         effective = 1 / float((share[used] * inflation[used]).sum()) if used.any() else 0.0
         relative = np.where(total > 0, weight / total, 0.0)
     by_user = np.bincount(code, weights=relative @ share, minlength=len(users))
-    earned = np.bincount(code, weights=np.abs(weight * reward).sum(1), minlength=len(users))
+    rewarded = np.bincount(code, weights=np.abs(reward).sum(1), minlength=len(users)) > 0
     typical = weight @ share
     count = max(len(weight), 1)
     mean = float(typical.sum() / count)
@@ -110,7 +112,7 @@ def overlap(log: LoggedSlates, weight: Floats, reward: Floats) -> Overlap:
         users=len(users),
         effective_answers=effective,
         largest_user_share=float(by_user.max(initial=0.0)),
-        effective_events=float(earned.sum() ** 2 / (earned**2).sum()) if earned.any() else 0.0,
+        effective_events=float(rewarded.sum()) * effective / count,
         mean_weight=mean,
         mean_weight_error=float(np.sqrt((spread**2).sum() * len(users) / max(len(users) - 1, 1)) / count),
     )
@@ -145,7 +147,7 @@ def refusals(found: Overlap, limits: Limits, outside: float) -> tuple[Refusal, .
         text = f"One user holds {found.largest_user_share:.1%} of all weight; {limits.weight_share:.0%} is allowed."
         reasons.append(Refusal(Reason.ONE_WEIGHT_RULES, text))
     if found.effective_events < limits.events:
-        worth = f"{found.effective_events:.1f} users' under the target"
-        text = f"The rewards are worth {worth}; {limits.events:.0f} are needed."
+        worth = f"{found.effective_events:.1f} under the target"
+        text = f"The users with a reward are worth {worth}; {limits.events:.0f} are needed."
         reasons.append(Refusal(Reason.TOO_FEW_EVENTS, text))
     return tuple(reasons)
