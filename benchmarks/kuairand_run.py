@@ -93,8 +93,8 @@ def notes(steps: dict[str, dict[str, Any]], verdict: str) -> list[str]:
         f"{materialized['left_out']['history']:,} events of earlier history, at synthetic times, feed histories alone.",
         "Popularity, item rate and logistic regression learn from train and valid rows together, the network from "
         "train rows alone. Logistic regression reads the dense features that the network reads too, and the tab; "
-        "popularity and item rate are frozen at the end of 05-01, while release 0 (trending), the regression's and the network's "
-        "aggregates are refreshed every midnight. No model is refitted inside the test week.",
+        "popularity and item rate are frozen at the end of 05-01, while release 0 (trending), the regression's and the "
+        "network's aggregates are refreshed every midnight. No model is refitted inside the test week.",
         "An item's rate is the same in every tab; trending and popularity have a count for each tab. A count is no "
         "probability: it is ranked, never calibrated.",
         "recall@50 and ndcg@10: an engaged video among all 7,583 that existed at the time; what the user was not shown "

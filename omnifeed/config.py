@@ -240,7 +240,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return {str(key): _value(arguments[1], element, where) for key, element in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(hint, type) and not isinstance(hint, types.GenericAlias):
-        if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-            return value
+    plain = isinstance(hint, type) and not isinstance(hint, types.GenericAlias)
+    if plain and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
     raise InputError(f"Setting {where} is {value!r}, which is not {hint}.", "Correct the value.")

@@ -33,7 +33,7 @@ class InputError(OmnifeedError):
     exit_code = 2
 
 
-class ContractBreach(InputError):
+class ContractBreach(InputError):  # noqa: N818
     """Data broke its contract badly enough to stop the pipeline before training."""
 
 
