@@ -43,7 +43,7 @@ class Refusal:
 class Limits:
     """Where estimates stop being believed."""
 
-    users: int = 100  # fewer: the interval's normal approximation is not to be had
+    users: int = 2_000  # with fewer, the handful of bots and enthusiasts among them is too small to show its spread
     effective_share: float = 0.05  # of the answers (Kish)
     weight_share: float = 0.02  # of all weight, in one user
     events: float = 100.0  # users with a reward, times the effective share
