@@ -1,6 +1,6 @@
 """What the verdict does when the truth is known: error rates, power, and planted faults.
 
-python -OO benchmarks/gate_proof.py [repetitions]      (default 1,000; ten minutes on one core, without -OO twenty:
+python -OO benchmarks/gate_proof.py [repetitions]      (default 1,000; four minutes on one core, without -OO far more:
 scipy writes the documentation of each distribution that it freezes)
 
 Users' totals come from the simulated market's log (14 days: the first week is the period before, the second is the

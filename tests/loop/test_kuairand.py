@@ -31,6 +31,7 @@ def small(config: Config) -> Config:
         model=dataclasses.replace(config.model, width=16, blocks=1),
         training=dataclasses.replace(config.training, epochs=1, threads=1),
         evaluation=dataclasses.replace(config.evaluation, min_auc=0.5, max_relative_loss=1.0, bootstrap=50),
+        serving=dataclasses.replace(config.serving, grpc_port=0, http_port=0, metrics_port=0, features_port=0),
     )
 
 
