@@ -275,8 +275,8 @@ def main() -> None:
         "Simulated market: every one of the 60 ordered slates of three of five candidates was asked of World.respond "
         "for each visit, so the target's value is known exactly. A repetition draws whole users with replacement and a "
         "fresh Plackett-Luce slate a visit; the interval is of level 95 %. Bots, who click everything, are left in.",
-        "The bounds at which estimates are refused were set by looking at seeds 11 and 12 (there 1,000 users covered 92.8 to "
-        "94.7 % where policies are close); seed 13, shown here, was first run when they were fixed.",
+        "The bounds at which estimates are refused were set by looking at seeds 11 and 12 (there 1,000 users covered "
+        "92.8 to 94.7 % where policies are close); seed 13, shown here, was first run when they were fixed.",
         "temperature divides the logits of both policies: the lower, the further apart they are.",
         "Intervals of coverage are binomial over repetitions, those of relative_bias over repetitions too.",
         "Under law other a click depends on what stands below as well (one choice a screen), which RIPS, SNRIPS and DR "

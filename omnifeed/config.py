@@ -154,7 +154,7 @@ class ExperimentConfig:
     attribution_hours: int = 48
     success: tuple[str, ...] = ("gmv_per_user", "orders_per_user")
     guardrails: tuple[str, ...] = ("hides_per_user", "clicks_per_user")
-    guardrail_margins: tuple[float, ...] = (0.25, 0.10)  # relative, one for each guardrail
+    guardrail_margins: tuple[float, ...] = (0.50, 0.10)  # relative, one for each guardrail; hides are rare
     quality: tuple[str, ...] = ()  # metrics that may not be shown to be worse; no margin, and never a reason to promote
     min_effect: float = 0.05  # smallest relative change of a success metric worth finding; the plan is made for it
     alpha: float = 0.05
@@ -166,7 +166,7 @@ class ExperimentConfig:
     max_requests_per_day: int = 500  # a user with more on any day is a bot: left out of both arms
     bot_views: int = 50  # a user who viewed at least so many items and clicked every one is a bot: left out
     max_lost_share: float = 0.02  # of exposures, of outcomes without exposure, of wrong clocks; above it: INVALID
-    max_requests: int = 6_000  # of the simulated traffic
+    max_requests: int = 9_600  # of the simulated traffic
     clients: int = 2  # concurrent gRPC clients of the simulated traffic
     scenario_harm_margin: float = 0.10  # relative loss of the first success metric in one scenario
 
