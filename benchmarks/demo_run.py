@@ -1,4 +1,4 @@
-"""What a newcomer sees: `omnifeed run` twice in a fresh home, with its time, memory, verdicts and effects."""
+"""What a newcomer sees: `omnifeed run` in a fresh home, with its time, memory, verdict and effects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from record import row, write_result
 
-RUNS = 2
+RUNS = 1
 
 
 def main() -> None:
@@ -31,6 +31,7 @@ def main() -> None:
             )
             outcome = json.loads(done.stdout)
             run = f"run {number}"
+            print("\n".join(outcome["summary"]), f"{outcome['verdict']}: {outcome['paragraph']}", sep="\n\n")
             rows.append(row("wall time, s", round(time.monotonic() - begun, 1), run=run))
             decision = json.loads((home / "runs" / outcome["run"] / "decision.json").read_text())
             for each in decision["metrics"]:
@@ -55,7 +56,7 @@ def main() -> None:
         "Latency is of two clients against two instances on the same two cores, the market's own work beside them."
     )
     write_result(
-        "demo", "The demo, twice in one home", rows, data="the simulated market, law default", seeds=[7], notes=notes
+        "demo", "The demo", rows, data="the simulated market, law default", seeds=[7], notes=notes
     )
 
 

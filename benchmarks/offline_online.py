@@ -242,15 +242,24 @@ def power_rows(market: Market, network: Network, **labels: Any) -> list[dict[str
     for name, how in kinds.items():
         decisions = [splits.decision(f"split {number}", **how) for number in range(SPLITS)]
         verdicts = Counter(decision.verdict for decision in decisions)
-        invalid = Counter(decision.reasons[0].code for decision in decisions if decision.verdict is Verdict.INVALID)
+        reasons = Counter((decision.verdict.value, decision.reasons[0].code) for decision in decisions)
+        shown = Counter(
+            result.name
+            for decision in decisions
+            for result in decision.metrics
+            if result.scenario is None and result.outcome in ("superior", "non-inferior")
+        )
         for verdict in Verdict:
             share = binomtest(verdicts[verdict], SPLITS).proportion_ci(method="wilson")
             value = verdicts[verdict] / SPLITS
             named: dict[str, Any] = {"splits": SPLITS, "traffic": name, "verdict": verdict.value}
             found.append(row("share", value, share.low, share.high, **named, **labels))
-        for reason, count in sorted(invalid.items()):
-            named = {"splits": SPLITS, "traffic": name, "verdict": "INVALID", "reason": reason}
+        for (verdict_named, reason), count in sorted(reasons.items()):
+            named = {"splits": SPLITS, "traffic": name, "verdict": verdict_named, "reason": reason}
             found.append(row("share_by_first_reason", count / SPLITS, **named, **labels))
+        for total in played.totals:  # a success metric superior, a guardrail non-inferior
+            named = {"splits": SPLITS, "traffic": name, "metric_judged": total.name}
+            found.append(row("share_shown", shown[total.name] / SPLITS, **named, **labels))
     return found
 
 
