@@ -275,6 +275,8 @@ NOTES = [
 def record(rows: list[dict[str, Any]], power: list[dict[str, Any]], markets: list[str], seconds: float) -> None:
     """Write both results as far as they have come."""
     seeds = sorted({int(name.split(":")[1]) for name in markets})
+    section = Config.load(ROOT / "pipelines" / "configs" / "world.toml").experiment
+    margins = ", ".join(f"{n} {m:g}" for n, m in zip(section.guardrails, section.guardrail_margins, strict=True))
     write_result(
         "offline_online",
         "Offline metrics beside online earnings in the simulated market, and the ladder of policies",
@@ -311,6 +313,8 @@ def record(rows: list[dict[str, Any]], power: list[dict[str, Any]], markets: lis
             "demo (days, users and max_requests as configured, exploration included); histories are each arm's own and "
             "refreshed hourly, catalogue and aggregates daily from the log of the demo's own split. A split that "
             "differs would change those aggregates a little; that is held fixed.",
+            f"Settings: {section.max_requests:,} requests at most, {section.days} days, alpha {section.alpha:g}, "
+            f"success {', '.join(section.success)}, guardrail margins {margins}, gmv_cap {section.gmv_cap:g}.",
             "Each split assigns by a fresh salt, and the gate's own judge decides on the users' totals with the period "
             "before as covariate. 'largest_relative_difference_from_the_gate' compares these numbers on the demo's own "
             "split with those that the gate reads from the logs. The gate's checks of the log itself (lost lines, "
