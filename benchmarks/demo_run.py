@@ -55,9 +55,7 @@ def main() -> None:
     notes.append(
         "Latency is of two clients against two instances on the same two cores, the market's own work beside them."
     )
-    write_result(
-        "demo", "The demo", rows, data="the simulated market, law default", seeds=[7], notes=notes
-    )
+    write_result("demo", "The demo", rows, data="the simulated market, law default", seeds=[7], notes=notes)
 
 
 if __name__ == "__main__":
