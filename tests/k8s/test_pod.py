@@ -253,7 +253,7 @@ def real_triton(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], dict[
     )
     ports = dict(zip(("http", "grpc", "metrics"), free_ports((0, 0, 0)), strict=True))
     arguments = [
-        argument.replace("/work/", f"{work}/").replace("$(TRITON_ADMIN_KEY)", "key")
+        argument.replace("/assembled/", f"{work}/").replace("$(TRITON_ADMIN_KEY)", "key")
         for argument in pod["containers"][0]["args"]
         if "-port=" not in argument
     ]
