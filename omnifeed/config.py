@@ -136,8 +136,7 @@ class ServingConfig:
         default_factory=lambda: {"click": 0.1, "long_view": 0.2, "cart": 0.5, "order": 4.0, "hide": -1.0}
     )
     price_power: float = 0.5  # order's weight is multiplied by price to this power, where a price is known
-    trending_prior: float = 0.0  # this x log(1 + the item's trend in the scenario) joins the cosine; decisions/0003
-    retrieval_prior: float = 7.0  # the value is multiplied by exp(this x retrieval cosine); decisions/0002
+    retrieval_prior: float = 7.0  # the value is multiplied by exp(this x retrieval score); decisions/0002
     creator_limit: int = 3  # items of one creator in a slate
     threads: int = 1  # onnxruntime threads a model instance
 

@@ -42,7 +42,6 @@ def evaluate(
                 network.spec,
                 network.tasks,
                 name="challenger",
-                trending_prior=settings.serving.trending_prior,
             ),
             release_scorer(Home(Path(home)).releases / champion, settings),
             settings,

@@ -27,5 +27,4 @@ def release_scorer(folder: Path, config: Config) -> Scorer:
         EncodeSpec.from_dict(release.encode),
         release.tasks,
         name=f"release {release.number}",
-        trending_prior=config.serving.trending_prior,
     )

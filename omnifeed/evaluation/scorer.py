@@ -11,20 +11,17 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from omnifeed.export.encode import DAY_US, EncodeSpec, Floats, Ints
+from omnifeed.export.encode import EncodeSpec, Floats, Ints
 from omnifeed.export.trending import retrieval_scores, trending_scores
 from omnifeed.features.spec import ITEM_DENSE
 from omnifeed.model.parts import Parts
-from omnifeed.tables import read_parquet
 from omnifeed.training.batching import candidates, request_inputs
-from omnifeed.training.dataset import TrainingData, load_training_set, micros
+from omnifeed.training.dataset import TrainingData, load_training_set
+from omnifeed.training.trend import Trends
 
 Progress = Callable[[str, int, int], None]
 
-TRENDING = "item_scenario_trending"
 #: The smoothed rate that stands for a task's probability where there is no network.
 RATES = {
     "click": "item_scenario_click_rate_7d",
@@ -42,7 +39,7 @@ class EvaluationSet:
     tasks: tuple[str, ...]
     split: str
     _encoded: dict[EncodeSpec | None, TrainingData] = field(default_factory=dict)
-    _trending: dict[tuple[int, str], Floats] | None = None
+    _trends: Trends | None = None
 
     def data(self, spec: EncodeSpec | None = None) -> TrainingData:
         """The split under an encoding, by default the training set's; rows stand in the same order under any."""
@@ -50,36 +47,12 @@ class EvaluationSet:
             self._encoded[spec] = load_training_set(self.folder, self.tasks, (self.split,), spec)
         return self._encoded[spec]
 
-    def trending(self, day: int, scenario: str) -> Floats:
-        """The raw trending feature of every item, float32 [M + 1], as of a midnight; zeros where it is not known."""
-        if self._trending is None:
-            table = read_parquet(self.folder / "item_features.parquet")
-            rows, days = self.data().items.rows(table["item_id"]), micros(table["day_ts"], 0)
-            value = np.nan_to_num(table[TRENDING].cast(pa.float32()).to_numpy())
-            self._trending = {}
-            for name in pc.unique(table["scenario"]).to_pylist():
-                of_scenario = pc.equal(table["scenario"], name).to_numpy()
-                for each in np.unique(days):
-                    chosen = of_scenario & (days == each)
-                    column = np.zeros(len(self.data().items.created), np.float32)
-                    column[rows[chosen]] = value[chosen]
-                    self._trending[int(each), name] = column
-        blank = np.zeros(len(self.data().items.created), np.float32)
-        return self._trending.get((day, scenario), blank)
-
-    def trends(self, requests: Ints) -> Floats:
-        """`trending` of these requests, each at its last midnight in its scenario, float32 [R, M + 1].
-
-        An unknown scenario has the sum over all.
-        """
-        data = self.data()
-        result = np.empty((len(requests), len(data.items.created)), np.float32)
-        for row, request in enumerate(requests):
-            scenario = int(data.requests.scenario[request])
-            day = int(data.requests.ts[request]) // DAY_US * DAY_US
-            names = (data.spec.scenarios[scenario - 1],) if scenario else data.spec.scenarios
-            result[row] = np.stack([self.trending(day, name) for name in names]).sum(0)
-        return result
+    @property
+    def trends(self) -> Trends:
+        """What trended at every midnight of the split."""
+        if self._trends is None:
+            self._trends = Trends(self.folder, self.data())
+        return self._trends
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +85,6 @@ class NetworkScorer:
     spec: EncodeSpec
     tasks: tuple[str, ...]
     name: str = "network"
-    trending_prior: float = 0.0  # `serving.trending_prior`: what is judged is what will be served
     batch_requests: int = 128
 
     def score(self, rows: EvaluationSet, progress: Progress = lambda label, done, total: None) -> Scored:
@@ -126,6 +98,7 @@ class NetworkScorer:
         item_vec = np.concatenate([part["item_vec"] for part in encoded])
         item_key = np.concatenate([part["item_key"] for part in encoded])
         user_vec = np.zeros((len(data.requests), item_key.shape[1]), np.float32)
+        trend_weight = np.zeros(len(data.requests), np.float32)
         answers = np.zeros((len(data.impressions.item), len(self.tasks)), np.float32)
         width = np.diff(data.requests.first)
         order = np.lexsort((width, data.requests.prefix.clip(max=self.spec.history_length)))
@@ -135,7 +108,7 @@ class NetworkScorer:
             request = request_inputs(data, part)
             request["hist_vec"] = item_vec[request.pop("hist_row")]
             user = self.parts.user_encoder(request)
-            user_vec[part] = user["user_vec"]
+            user_vec[part], trend_weight[part] = user["user_vec"], user["trend_weight"]
             shown = candidates(data, part)
             ranked = self.parts.ranker(
                 {
@@ -154,9 +127,8 @@ class NetworkScorer:
 
         def retrieve(requests: Ints) -> Floats:
             cosine: Floats = user_vec[requests] @ item_key.T
-            if not self.trending_prior:
-                return cosine
-            return retrieval_scores(cosine, np.log1p(rows.trends(requests)), self.trending_prior)
+            weight = trend_weight[requests][:, None]
+            return retrieval_scores(cosine, np.log1p(rows.trends.of(requests)), weight) if weight.any() else cosine
 
         return Scored(columns, retrieve)
 
@@ -178,7 +150,7 @@ class TrendingScorer:
         text = data.items.inputs["text"]
 
         def retrieve(requests: Ints) -> Floats:
-            result = rows.trends(requests)
+            result = rows.trends.of(requests)
             for row, request in enumerate(requests):
                 query = int(data.requests.query[request])
                 result[row] = trending_scores(result[row], text @ data.queries[query] if query else None)

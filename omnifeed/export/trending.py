@@ -34,15 +34,14 @@ def trending_scores(
 
 
 def retrieval_scores(
-    cosine: npt.NDArray[np.float32], grown: npt.NDArray[np.float32], prior: float
+    cosine: npt.NDArray[np.float32], grown: npt.NDArray[np.float32], weight: npt.NDArray[np.float32] | np.float32
 ) -> npt.NDArray[np.float32]:
     """What a network retrieves by: how near an item is to the request, plus how much it trends in the scenario.
 
-    The cosine over the training's temperature is a log-probability, so the prior is the power of the trend in it, times
-    that temperature (docs/decisions/0003).
+    How much, training fits for every scenario (`omnifeed.training.trend`; docs/decisions/0003).
 
     Args:
         cosine: float32 [..., N]. grown: float32, broadcastable: log(1 + item_scenario_trending).
-        prior: `serving.trending_prior`.
+        weight: float32, broadcastable: the user encoder's `trend_weight`.
     """
-    return cosine + np.float32(prior) * grown
+    return cosine + weight * grown

@@ -108,6 +108,7 @@ class UserEncoder(nn.Module):
     user_scale: Tensor
     profile_offset: Tensor
     traces: Tensor
+    trend_weight: Tensor
 
     def __init__(self, config: ModelConfig, spec: EncodeSpec, text: nn.Linear) -> None:
         super().__init__()
@@ -145,6 +146,7 @@ class UserEncoder(nn.Module):
         self.retrieval = nn.Linear(width, width)
         nn.init.normal_(self.retrieval.weight, std=std)
         self.direct = nn.Parameter(torch.tensor(DIRECT))
+        self.register_buffer("trend_weight", torch.zeros(scenarios))
 
     def trunk(
         self,
@@ -222,12 +224,12 @@ class UserEncoder(nn.Module):
         now_gap: Tensor,
         hour: Tensor,
         query: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """B requests, one sequence each, padded on the right; inputs as `encode_request` makes them.
 
         Returns:
-            user_vec [B, width] (unit length), request_state [B, width], states [B, L + 1, width], states_mask bool
-            [B, L + 1].
+            user_vec [B, width] (unit length), trend_weight [B] (what log(1 + trend) counts beside the cosine),
+            request_state [B, width], states [B, L + 1, width], states_mask bool [B, L + 1].
         """
         states = self.trunk(hist_vec, hist_action, hist_scenario, hist_gap, user_bucket, profile)
         mask = torch.cat([torch.ones_like(hist_mask[:, :1]), hist_mask], dim=1)
@@ -235,4 +237,5 @@ class UserEncoder(nn.Module):
         user_vec, request_state = self.read(
             last, self.reader.memory(states), mask, user_dense, scenario, now_gap, hour, query
         )
-        return user_vec, request_state, states, mask
+        trend_weight = nn.functional.embedding(scenario, self.trend_weight[:, None])[:, 0]
+        return user_vec, trend_weight, request_state, states, mask

@@ -40,7 +40,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
 #: Outputs of each part, in the order that its `forward` returns them.
 OUTPUTS: dict[str, tuple[str, ...]] = {
     "item_encoder": ("item_vec", "item_key"),
-    "user_encoder": ("user_vec", "request_state", "states", "states_mask"),
+    "user_encoder": ("user_vec", "trend_weight", "request_state", "states", "states_mask"),
     "ranker": ("probabilities",),
 }
 
@@ -55,8 +55,9 @@ class Parts(Protocol):
     def user_encoder(self, inputs: Arrays) -> Arrays:
         """`encode_request` [B] with hist_vec float32 [B, L, d] in place of hist_row.
 
-        Returns user_vec float32 [B, d] (unit length; retrieval score = user_vec · item_key), request_state float32
-        [B, d], states float32 [B, L + 1, d], states_mask bool [B, L + 1].
+        Returns user_vec float32 [B, d] (unit length), trend_weight float32 [B] (retrieval score = user_vec · item_key +
+        trend_weight · log(1 + trend)), request_state float32 [B, d], states float32 [B, L + 1, d], states_mask bool
+        [B, L + 1].
         """
         ...
 

@@ -28,6 +28,7 @@ from omnifeed.training.calibration import calibrate
 from omnifeed.training.checkpoint import Progressed, load_checkpoint, save_checkpoint
 from omnifeed.training.dataset import TrainingData, load_training_set
 from omnifeed.training.objective import ItemTable, forward, joint_loss
+from omnifeed.training.trend import trend_weights
 from omnifeed.training.validation import Validation, validate
 
 Progress = Callable[[str, int, int], None]
@@ -85,7 +86,8 @@ class _Run:
         device: torch.device,
         progress: Progress,
     ) -> None:
-        self.out_dir, self.config, self.settings = out_dir, config, config.training
+        self.training_set, self.out_dir = training_set, out_dir
+        self.config, self.settings = config, config.training
         self.data, self.network, self.progress = data, network, progress
         self.table = ItemTable(data.items, device)
         self.optimizer = torch.optim.AdamW(
@@ -197,6 +199,8 @@ class _Run:
             )
             self.network.ranker.calibration_scale.copy_(torch.from_numpy(scale))
             self.network.ranker.calibration_bias.copy_(torch.from_numpy(bias))
+            trend = trend_weights(self.network, self.training_set, self.data, self.settings.seed)
+            self.network.user_encoder.trend_weight.copy_(torch.from_numpy(trend))
         save_network(self.network, self.out_dir)
         write_json(
             self.out_dir / "losses.json",

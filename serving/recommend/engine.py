@@ -181,14 +181,15 @@ class _Call:
         except Exception as error:
             log.error("user encoder of release %s: %s", loaded.release.number, type(error).__name__)
             raise _PartFailedError(Reason.USER_ENCODER_FAILED) from None
-        if not np.isfinite(user["user_vec"]).all():
+        if not (np.isfinite(user["user_vec"]).all() and np.isfinite(user["trend_weight"]).all()):
             raise _PartFailedError(Reason.NAN_SCORES)
         mask, user_vec = self._mask(index), user["user_vec"][0]
-        scenario, prior = self.request.scenario, self.config.trending_prior
+        scenario, weight = self.request.scenario, np.float32(user["trend_weight"].item())
         if self.request.candidates is None:
-            found = retrieve.dense(index, user_vec, scenario, query, mask, self.count, prior)
+            found = retrieve.dense(index, user_vec, scenario, query, mask, self.count, weight)
         else:
-            found = retrieve.own_dense(index, self._own(index, mask), user_vec, scenario, prior)
+            found = retrieve.own_dense(index, self._own(index, mask), user_vec, scenario, weight)
+        self.asked = asked
         if not len(found.rows):
             return found
         try:

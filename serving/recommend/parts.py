@@ -11,7 +11,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 #: Outputs of each part, in the order of the graphs.
 OUTPUTS = {
     "item_encoder": ("item_vec", "item_key"),
-    "user_encoder": ("user_vec", "request_state", "states", "states_mask"),
+    "user_encoder": ("user_vec", "trend_weight", "request_state", "states", "states_mask"),
     "ranker": ("probabilities",),
 }
 
@@ -24,7 +24,7 @@ class Parts(Protocol):
         ...
 
     def user_encoder(self, inputs: Arrays) -> Arrays:
-        """`encode_request` [B] with hist_vec -> user_vec, request_state, states, states_mask."""
+        """`encode_request` [B] with hist_vec -> user_vec, trend_weight, request_state, states, states_mask."""
         ...
 
     def ranker(self, inputs: Arrays) -> Arrays:

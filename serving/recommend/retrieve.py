@@ -57,19 +57,19 @@ def trending(index: Index, scenario: str, query: Floats | None, mask: Bools, cou
 
 
 def dense(
-    index: Index, user_vec: Floats, scenario: str, query: Floats | None, mask: Bools, count: int, prior: float
+    index: Index, user_vec: Floats, scenario: str, query: Floats | None, mask: Bools, count: int, weight: np.float32
 ) -> Candidates:
     """The nearest items, and the most trending in a share of the places.
 
     Args:
         user_vec: float32 [d].
-        prior: of the trend in the scores.
+        weight: of the trend in the scores, from the user encoder.
 
     Returns:
         at most `count` candidates, all scored by `retrieval_scores`.
     """
     assert index.key is not None
-    scores = retrieval_scores(index.key[1:] @ user_vec, index.catalogue.trending_of(scenario), prior)
+    scores = retrieval_scores(index.key[1:] @ user_vec, index.catalogue.trending_of(scenario), weight)
     nearest = _top(scores, mask, count)
     quota = int(count * TRENDING_SHARE)
     head = nearest[: count - quota]
@@ -90,11 +90,11 @@ def own(index: Index, items: Sequence[str], mask: Bools) -> Ints:
     return np.array([row for row in rows if row and mask[row - 1]], np.int64)
 
 
-def own_dense(index: Index, rows: Ints, user_vec: Floats, scenario: str, prior: float) -> Candidates:
+def own_dense(index: Index, rows: Ints, user_vec: Floats, scenario: str, weight: np.float32) -> Candidates:
     """The caller's candidates, scored as `dense` scores."""
     assert index.key is not None
     grown = index.catalogue.trending_of(scenario)[rows - 1]
-    scores = retrieval_scores(index.key[rows] @ user_vec, grown, prior)
+    scores = retrieval_scores(index.key[rows] @ user_vec, grown, weight)
     return Candidates(rows, scores, source_of(Source.CANDIDATE, len(rows)))
 
 

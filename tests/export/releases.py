@@ -49,6 +49,8 @@ def untrained(folder: Path) -> Path:
     network = Network(settings.model, EncodeSpec.from_config(settings), settings.model.tasks).eval()
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
+    weights = [0.0 if name in ("", "search") else 0.2 for name in ("", *SCENARIOS)]
+    network.user_encoder.trend_weight.copy_(torch.tensor(weights))
     save_network(network, folder)
     return folder
 

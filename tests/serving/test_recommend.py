@@ -49,10 +49,11 @@ class Store:
 
 
 class Breaking:
-    """Parts of which some raise; counts the items that were encoded."""
+    """Parts of which some raise, or whose user encoder lets the trend weigh more; counts the items encoded."""
 
     def __init__(self, inner: Parts, broken: set[str]) -> None:
         self.inner, self.broken, self.encoded = inner, broken, 0
+        self.trend_weight = 0.0
 
     def _call(self, part: str, inputs: Arrays) -> Arrays:
         if part in self.broken:
@@ -65,7 +66,8 @@ class Breaking:
         return self._call("item_encoder", inputs)
 
     def user_encoder(self, inputs: Arrays) -> Arrays:
-        return self._call("user_encoder", inputs)
+        outputs = self._call("user_encoder", inputs)
+        return {**outputs, "trend_weight": outputs["trend_weight"] + np.float32(self.trend_weight)}
 
     def ranker(self, inputs: Arrays) -> Arrays:
         return self._call("ranker", inputs)
@@ -224,18 +226,17 @@ def test_without_a_ranker_the_order_is_retrieval_s(alone: Server) -> None:
 
 
 @pytest.mark.parametrize("candidates", [None, ("i3", "i4", "i5")])
-def test_what_trends_in_the_scenario_joins_the_retrieval_by_its_prior(
+def test_what_trends_in_the_scenario_joins_the_retrieval_by_its_weight(
     alone: Server, candidates: tuple[str, ...] | None
 ) -> None:
-    leaning = Server(alone.home, replace(config().serving, trending_prior=0.5))
-    assert leaning.live.refresh()
     catalogue = load_snapshot(alone.home)
     grown = dict(zip(catalogue.texts["item_id"], catalogue.trending_of("search"), strict=True))
     assert max(grown.values()) > 0
     scores = []
-    for one in (alone, leaning):
-        one.broken["1"].add("ranker")  # so that the scores are the retrieval's
-        answer = one.ask(k=MAX_K, candidates=candidates)
+    alone.broken["1"].add("ranker")  # so that the scores are the retrieval's
+    for weight in (0.0, 0.5):
+        alone.parts["1"].trend_weight = weight
+        answer = alone.ask(k=MAX_K, candidates=candidates)
         scores.append(dict(zip(answer.item_ids, answer.scores, strict=True)))
     assert set(scores[0]) == set(scores[1])
     for item, score in scores[0].items():
