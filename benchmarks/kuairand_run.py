@@ -31,10 +31,10 @@ TRIED = (
     "of click plus recall@50 (cosine alone), at the best epoch: item_dropout .1, user_dropout .5, 3 epochs .7504 + "
     ".2153 (kept); .5, .9, 3 epochs .7548 + .2039; .3, .9, 3 epochs, lr .005, retrieval_weight 3 .7535 + .2008; .2, "
     ".9, 2 epochs .7549 + .2054. Two more were started and ended early, unread (batch_tokens 1,024; user_dropout .95). "
-    "The kept one retrieves best and ranks clicks .0045 worse than the best ranker. The trend's weight is fitted on the "
-    "same day (docs/decisions/0003). The test week had been read once before, with one weight for all tabs (.08): click "
-    "AUC .7419, recall@50 .197, and the offline gate refused that release for tab_6 and tab_9; nothing but the weights "
-    "by tab was changed for this run."
+    "The kept one retrieves best and ranks clicks .0045 worse than the best ranker. The trend's weight is fitted on "
+    "the same day (docs/decisions/0003). The test week had been read once before, with one weight for all tabs (.08): "
+    "click AUC .7419, recall@50 .197, and the offline gate refused that release for tab_6 and tab_9; nothing but the "
+    "weights by tab was changed for this run."
 )
 
 

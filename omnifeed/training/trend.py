@@ -28,8 +28,8 @@ TRENDING = "item_scenario_trending"
 MIN_REQUESTS = 20  # of a scenario, with an engaged item, from which it has a say in what an unknown one gets
 REQUESTS = 1000  # of a scenario that are looked at, at most
 ITEMS = 8192  # of the catalogue that they are compared with, at most; the engaged ones are always among them
-#: Weight of the squared distance from the centre, in (log scale, slope): one over twice their variance between the larger
-#: tabs of KuaiRand-Pure.
+#: Weight of the squared distance from the centre, in (log scale, slope): one over twice their variance between the
+#: larger tabs of KuaiRand-Pure.
 PRIOR = 3.0
 BATCH = 128
 

@@ -189,7 +189,6 @@ class _Call:
             found = retrieve.dense(index, user_vec, scenario, query, mask, self.count, weight)
         else:
             found = retrieve.own_dense(index, self._own(index, mask), user_vec, scenario, weight)
-        self.asked = asked
         if not len(found.rows):
             return found
         try:
