@@ -53,19 +53,22 @@ class StepRecord:
 def recording(home: str, run_id: str, step: str) -> Iterator[StepRecord]:
     """Record a step from start to end; an OmnifeedError is recorded with its two sentences and raised again.
 
+    No run starts in this home while the step works.
+
     Args:
         run_id: the run's name; empty on a cluster, where recurring runs share their arguments and Kubeflow's own id of
             the run is taken from OMNIFEED_RUN.
     """
-    run = run_id or os.environ["OMNIFEED_RUN"]
-    record = StepRecord(run, Home(Path(home)).runs / run, step, time.time())
-    record.write("running")
-    try:
-        yield record
-    except OmnifeedError as error:
-        record.write("failed", error=type(error).__name__, problem=error.problem, action=error.action)
-        raise
-    except Exception as error:
-        record.write("failed", error=type(error).__name__, problem=f"{step}: {error}", action="See the run's log.")
-        raise
-    record.write("done")
+    run, state = run_id or os.environ["OMNIFEED_RUN"], Home(Path(home))
+    record = StepRecord(run, state.runs / run, step, time.time())
+    with state.step():
+        record.write("running")
+        try:
+            yield record
+        except OmnifeedError as error:
+            record.write("failed", error=type(error).__name__, problem=error.problem, action=error.action)
+            raise
+        except Exception as error:
+            record.write("failed", error=type(error).__name__, problem=f"{step}: {error}", action="See the run's log.")
+            raise
+        record.write("done")

@@ -73,17 +73,34 @@ class Home:
         """The one lock of this home; the kernel drops it with the process that held it.
 
         Raises:
-            ConflictError: another process holds it.
+            ConflictError: another process holds it, or a step of a run that was killed is still going.
             OmnifeedError: the folder cannot be made or written.
         """
+        with self._locked("lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
+            with self._locked("steps.lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
+                pass
+            yield
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Held by every step while it works, any number at once: a run that is killed alone leaves its step behind.
+
+        Raises:
+            OmnifeedError: the folder cannot be made or written.
+        """
+        with self._locked("steps.lock", fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def _locked(self, name: str, kind: int) -> Iterator[None]:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            handle = open(self.root / "lock", "a+", encoding="utf-8")  # noqa: SIM115 - closed below
+            handle = open(self.root / name, "a+", encoding="utf-8")  # noqa: SIM115 - closed below
         except OSError as error:
             raise _disk_error(self.root, error) from error
         with handle:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, kind)
             except BlockingIOError:
                 handle.seek(0)
                 holder = handle.read().strip() or "another process"

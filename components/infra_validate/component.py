@@ -24,6 +24,6 @@ def infra_validate(config: str, home: str, run_id: str, release: str, metrics: O
         if not report.passed:
             failed = next(check for check in report.checks if not check.passed)
             raise OmnifeedError(
-                f"Release {release} does not serve: check {failed.name!r} failed: {failed.detail}.",
+                f"Release {release} does not serve: check {failed.name!r} failed: {failed.detail.rstrip('.')}.",
                 "Nothing was deployed; mend the export and run again.",
             )

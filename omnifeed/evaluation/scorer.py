@@ -98,7 +98,7 @@ class NetworkScorer:
         item_vec = np.concatenate([part["item_vec"] for part in encoded])
         item_key = np.concatenate([part["item_key"] for part in encoded])
         user_vec = np.zeros((len(data.requests), item_key.shape[1]), np.float32)
-        trend_weight = np.zeros(len(data.requests), np.float32)
+        trend_weight = np.zeros((len(data.requests), 1), np.float32)
         answers = np.zeros((len(data.impressions.item), len(self.tasks)), np.float32)
         width = np.diff(data.requests.first)
         order = np.lexsort((width, data.requests.prefix.clip(max=self.spec.history_length)))
@@ -127,7 +127,7 @@ class NetworkScorer:
 
         def retrieve(requests: Ints) -> Floats:
             cosine: Floats = user_vec[requests] @ item_key.T
-            weight = trend_weight[requests][:, None]
+            weight = trend_weight[requests]
             return retrieval_scores(cosine, np.log1p(rows.trends.of(requests)), weight) if weight.any() else cosine
 
         return Scored(columns, retrieve)

@@ -228,8 +228,8 @@ class UserEncoder(nn.Module):
         """B requests, one sequence each, padded on the right; inputs as `encode_request` makes them.
 
         Returns:
-            user_vec [B, width] (unit length), trend_weight [B] (what log(1 + trend) counts beside the cosine),
-            request_state [B, width], states [B, L + 1, width], states_mask bool [B, L + 1].
+            user_vec [B, width] (unit length), trend_weight [B, 1] (what log(1 + trend) counts beside the
+            cosine), request_state [B, width], states [B, L + 1, width], states_mask bool [B, L + 1].
         """
         states = self.trunk(hist_vec, hist_action, hist_scenario, hist_gap, user_bucket, profile)
         mask = torch.cat([torch.ones_like(hist_mask[:, :1]), hist_mask], dim=1)
@@ -237,5 +237,5 @@ class UserEncoder(nn.Module):
         user_vec, request_state = self.read(
             last, self.reader.memory(states), mask, user_dense, scenario, now_gap, hour, query
         )
-        trend_weight = nn.functional.embedding(scenario, self.trend_weight[:, None])[:, 0]
+        trend_weight = nn.functional.embedding(scenario, self.trend_weight[:, None])
         return user_vec, trend_weight, request_state, states, mask

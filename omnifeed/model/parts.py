@@ -55,9 +55,9 @@ class Parts(Protocol):
     def user_encoder(self, inputs: Arrays) -> Arrays:
         """`encode_request` [B] with hist_vec float32 [B, L, d] in place of hist_row.
 
-        Returns user_vec float32 [B, d] (unit length), trend_weight float32 [B] (retrieval score = user_vec · item_key +
-        trend_weight · log(1 + trend)), request_state float32 [B, d], states float32 [B, L + 1, d], states_mask bool
-        [B, L + 1].
+        Returns user_vec float32 [B, d] (unit length), trend_weight float32 [B, 1] (retrieval score = user_vec ·
+        item_key + trend_weight · log(1 + trend)), request_state float32 [B, d], states float32 [B, L + 1, d],
+        states_mask bool [B, L + 1].
         """
         ...
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +111,11 @@ def test_a_second_run_reads_what_was_served_and_challenges_the_champion_that_it_
     assert all(row["challenger"] == pytest.approx(row["champion"], abs=1e-4) for row in differences)
 
 
-def test_a_home_in_use_is_not_touched_by_a_second_command(copied: Home, config_file: Path) -> None:
-    with copied.lock():
+@pytest.mark.parametrize("held", [Home.lock, Home.step])
+def test_a_home_in_use_is_not_touched_by_a_second_command(
+    copied: Home, config_file: Path, held: Callable[[Home], AbstractContextManager[None]]
+) -> None:
+    with held(copied):  # step: what a run that was killed alone leaves behind
         refused = omnifeed(copied.root, "run", "--config", config_file)
     assert refused.code == 75
     problem, action = refused.sentences()
