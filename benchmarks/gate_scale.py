@@ -1,12 +1,18 @@
 """The verdict on a large log: time and memory, beside a bare DuckDB aggregate of the same columns of the same files.
 
-python benchmarks/gate_scale.py [rows ...]      (default 1,000,000 and 10,000,000 exposure lines)
+python benchmarks/gate_scale.py [rows ...]      (default 1,000,000, 10,000,000 and 30,000,000 exposure lines; the last
+needs 12 GB of disk and ten minutes; OMNIFEED_SCRATCH names another folder than the system's temporary one)
+
+The log has one file a day, as a server that starts anew every day leaves it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,7 +28,9 @@ from omnifeed.experiment.metrics import experiment_digest
 from omnifeed.experiment.verdict import decide
 
 DAY = 86_400_000_000
+HOUR = 3_600_000_000
 START = 1_772_409_600_000_000
+DAYS = 14
 SEED = 7
 CONFIG = Config(
     experiment=ExperimentConfig(
@@ -36,46 +44,51 @@ TEST = Experiment(
     salt="scale",
     arms=(Arm("champion", "0", 0.5), Arm("challenger", "1", 0.5)),
     start_ts=START,
-    end_ts=START + 14 * DAY,
+    end_ts=START + DAYS * DAY,
     config_digest=experiment_digest(CONFIG),
 )
-HORIZON = START + 16 * DAY
+HORIZON = START + (DAYS + 2) * DAY
 RATES = {"click": 0.2, "long_view": 0.1, "order": 0.01, "hide": 0.01}
+LARGE = 20_000_000  # lines from which on each is measured once
 
 
-def generate(folder: Path, rows: int) -> None:
-    """Ten items a request, 20 requests a user, three scenarios; a fifth of the lines has an outcome."""
-    for name in ("exposures", "outcomes"):
-        (folder / name).mkdir(parents=True)
-    connection = duckdb.connect(str(folder / "made.duckdb"))
-    connection.execute(f"SELECT setseed({SEED / 10})")
-    connection.execute("SET threads = 1")  # so that the random numbers come in one order
-    connection.execute(
-        "CREATE TABLE made AS SELECT 'r' || (i // 10) AS request_id, "
-        "'i' || (hash(i) % 50000) || '-' || (i % 10) AS item_id, "
-        f"i % 10 AS position, 'u' || ((i // 10) % {max(rows // 200, 1)}) AS user_id, "
-        "['livestream', 'search', 'short_video'][1 + (i // 10) % 3] AS scenario, "
-        f"{START} + (hash(i // 10) % {14 * DAY})::BIGINT AS ts, random() AS luck FROM range({rows}) AS t(i)"
-    )
-    connection.execute(
-        "COPY (SELECT request_id, item_id, position, user_id, scenario, NULL AS query, arm, "
-        "CASE arm WHEN 'champion' THEN '0' ELSE '1' END AS release, 'scale' AS experiment, ts, NULL AS propensity, "
-        "'dense' AS source, []::VARCHAR[] AS degraded, 'en' AS locale, 'phone' AS device FROM (SELECT *, CASE WHEN "
-        "('0x' || substr(sha256('scale' || chr(0) || user_id), 1, 16))::UBIGINT::DOUBLE / 18446744073709551616 < 0.5 "
-        f"THEN 'champion' ELSE 'challenger' END AS arm FROM made)) TO '{folder}/exposures/1.jsonl' (FORMAT json)"
-    )
-    parts = [
-        f"SELECT request_id, item_id, '{name}' AS name, 1 AS value, ts + 9000000 AS ts, ts + 10000000 AS observed_ts "
-        f"FROM made WHERE luck < {rate}"
-        for name, rate in RATES.items()
-    ]
-    parts.append(
-        "SELECT request_id, item_id, 'gmv', 20 + luck * 1000, ts + 9000000, ts + 10000000 FROM made "
-        f"WHERE luck < {RATES['order']}"
-    )
-    connection.execute(f"COPY ({' UNION ALL '.join(parts)}) TO '{folder}/outcomes/1.jsonl' (FORMAT json)")
-    connection.close()
-    (folder / "made.duckdb").unlink()
+def generate(folder: Path, day: int, rows: int) -> None:
+    """One day: ten items a request, three scenarios, 20 requests a user over all days; a third of the lines has an
+    outcome.
+    """
+    each, users = rows // DAYS, max(rows // 200, 1)
+    with duckdb.connect() as connection:
+        connection.execute("SET threads = 1")  # so that the random numbers come in one order
+        connection.execute(f"SELECT setseed({(SEED + day) / 100})")
+        connection.execute(
+            f"CREATE TEMP TABLE made AS SELECT 'r' || (i // 10) AS request_id, "
+            "'i' || (hash(i) % 50000) || '-' || (i % 10) AS item_id, i % 10 AS position, "
+            f"'u' || (hash(i // 10) % {users}) AS user_id, "
+            "['livestream', 'search', 'short_video'][1 + (i // 10) % 3] AS scenario, "
+            f"{START + day * DAY} + (hash(i // 10 + 1) % {DAY - HOUR})::BIGINT AS ts, random() AS luck "
+            f"FROM range({day * each}, {(day + 1) * each}) AS t(i)"
+        )
+        connection.execute(
+            "CREATE TEMP TABLE split AS SELECT user_id, CASE WHEN ('0x' || substr(sha256('scale' || chr(0) || user_id),"
+            " 1, 16))::UBIGINT::DOUBLE / 18446744073709551616 < 0.5 THEN 'champion' ELSE 'challenger' END AS arm "
+            "FROM (SELECT DISTINCT user_id FROM made)"
+        )
+        connection.execute(
+            "COPY (SELECT request_id, item_id, position, user_id, scenario, NULL AS query, arm, "
+            "CASE arm WHEN 'champion' THEN '0' ELSE '1' END AS release, 'scale' AS experiment, ts, NULL AS propensity, "
+            "'dense' AS source, []::VARCHAR[] AS degraded, 'en' AS locale, 'phone' AS device FROM made "
+            f"JOIN split USING (user_id)) TO '{folder}/exposures/{day:02d}.jsonl' (FORMAT json)"
+        )
+        parts = [
+            f"SELECT request_id, item_id, '{name}' AS name, 1 AS value, ts + 9000000 AS ts, ts + 10000000 AS "
+            f"observed_ts FROM made WHERE luck < {rate}"
+            for name, rate in RATES.items()
+        ]
+        parts.append(
+            "SELECT request_id, item_id, 'gmv', 20 + luck * 1000, ts + 9000000, ts + 10000000 FROM made "
+            f"WHERE luck < {RATES['order']}"
+        )
+        connection.execute(f"COPY ({' UNION ALL '.join(parts)}) TO '{folder}/outcomes/{day:02d}.jsonl' (FORMAT json)")
 
 
 def bare(folder: Path) -> None:
@@ -83,9 +96,11 @@ def bare(folder: Path) -> None:
     connection = duckdb.connect()
     connection.execute(
         "SELECT arm, scenario, release, experiment, count(*), count(DISTINCT user_id), count(DISTINCT request_id), "
-        "max(item_id), min(ts), max(ts), sum(len(degraded)) FROM read_json(?, format = 'newline_delimited', columns = "
+        "max(item_id), min(ts), max(ts), max(position), max(device), sum(len(degraded)) "
+        "FROM read_json(?, format = 'newline_delimited', columns = "
         "{request_id: 'VARCHAR', item_id: 'VARCHAR', user_id: 'VARCHAR', scenario: 'VARCHAR', arm: 'VARCHAR', "
-        "release: 'VARCHAR', experiment: 'VARCHAR', ts: 'BIGINT', degraded: 'VARCHAR[]'}) GROUP BY ALL",
+        "release: 'VARCHAR', experiment: 'VARCHAR', ts: 'BIGINT', degraded: 'VARCHAR[]', position: 'BIGINT', "
+        "device: 'VARCHAR'}) GROUP BY ALL",
         [str(folder / "exposures" / "*.jsonl")],
     ).fetchall()
     connection.execute(
@@ -96,56 +111,105 @@ def bare(folder: Path) -> None:
     ).fetchall()
 
 
-def gate(folder: Path) -> None:
-    decision = decide(folder, TEST, CONFIG, HORIZON)
+def gate(folder: Path, now: int) -> None:
+    decision = decide(folder, TEST, CONFIG, now)
     assert decision.counts.exposures_used == decision.counts.exposures > 0
     assert decision.counts.outcomes_used == decision.counts.outcomes
     print(f"{decision.verdict.value}: {decision.counts.requests:,} requests", file=sys.stderr)
 
 
-def measured(what: str, folder: Path) -> tuple[float, float]:
-    """Seconds and peak GiB of one run in a process of its own, imports not counted."""
-    answer = subprocess.run([sys.executable, __file__, what, str(folder)], capture_output=True, text=True, check=True)
-    result = json.loads(answer.stdout)
+def measured(*arguments: object) -> tuple[float, float]:
+    """Seconds and peak GiB of one step in a process of its own, imports not counted."""
+    command = [sys.executable, __file__, *map(str, arguments)]
+    result = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return result["seconds"], result["peak_gib"]
 
 
+def measure(folder: Path, size: int) -> dict[str, list[tuple[float, float]]]:
+    """Every step some times: the bare aggregate; the first verdict on the whole log; the day before the last, the last
+    day, and once more with nothing new.
+    """
+    for what in ("exposures", "outcomes"):
+        (folder / what).mkdir()
+    for day in range(DAYS):
+        measured("generate", folder, day, size)
+    found: dict[str, list[tuple[float, float]]] = {"bare": [], "first": [], "day": [], "again": []}
+    for _ in range(1 if size > LARGE else 3):
+        found["bare"].append(measured("bare", folder))
+        shutil.rmtree(folder / "read", ignore_errors=True)
+        found["first"].append(measured("gate", folder, HORIZON))
+        shutil.rmtree(folder / "read")
+        last = [folder / what / f"{DAYS - 1:02d}.jsonl" for what in ("exposures", "outcomes")]
+        for file in last:
+            file.rename(folder / f"{file.parent.name}.later")
+        measured("gate", folder, START + (DAYS - 1) * DAY)
+        for file in last:
+            (folder / f"{file.parent.name}.later").rename(file)
+        found["day"].append(measured("gate", folder, START + DAYS * DAY))
+        found["again"].append(measured("gate", folder, HORIZON))
+    return found
+
+
+LABELS = {
+    "bare": "bare DuckDB aggregate",
+    "first": "verdict, first reading",
+    "day": "verdict, the 14th day new",
+    "again": "verdict, nothing new",
+}
+
+
 def main(sizes: list[int]) -> None:
-    rows = []
+    rows: list[dict[str, object]] = []
     for size in sizes:
-        with tempfile.TemporaryDirectory() as scratch:
-            generate(Path(scratch), size)
+        with tempfile.TemporaryDirectory(dir=os.environ.get("OMNIFEED_SCRATCH")) as scratch:
+            found = measure(Path(scratch), size)
             gib = sum(path.stat().st_size for path in Path(scratch).glob("*/*.jsonl")) / 2**30
-            found = {what: [measured(what, Path(scratch)) for _ in range(3)] for what in ("bare", "gate")}
-        for what, label in (("bare", "bare DuckDB aggregate"), ("gate", "verdict")):
-            seconds, peaks = zip(*found[what], strict=True)
-            rows.append(row("seconds", sorted(seconds)[1], min(seconds), max(seconds), what=label, exposures=size))
-            rows.append(row("peak GiB", sorted(peaks)[1], min(peaks), max(peaks), what=label, exposures=size))
-        ratio = sorted(s for s, _ in found["gate"])[1] / sorted(s for s, _ in found["bare"])[1]
-        rows.append(row("times the bare aggregate", ratio, what="verdict", exposures=size))
-        print(f"{size:>12,} exposures, {gib:.2f} GiB of logs")
-        for each in rows[-5:]:
-            print(f"  {each['what']:<24}{each['metric']:<26}{each['value']:.2f}")
+            kept = sum(path.stat().st_size for path in Path(scratch).glob("read/**/*.parquet")) / 2**30
+        print(f"{size:,} exposures, {gib:.2f} GiB of logs, {kept:.2f} GiB kept")
+        middle = {what: statistics.median(seconds for seconds, _ in runs) for what, runs in found.items()}
+        for what, runs in found.items():
+            seconds, peaks = zip(*runs, strict=True)
+            labels = {"what": LABELS[what], "exposures": size}
+            rows.append(row("seconds", middle[what], min(seconds), max(seconds), **labels))
+            rows.append(row("peak GiB", statistics.median(peaks), min(peaks), max(peaks), **labels))
+            rows.append(row("times the bare aggregate", middle[what] / middle["bare"], **labels))
+            print(f"  {LABELS[what]:<28}" + "".join(f"{each['metric']} {each['value']:.2f}   " for each in rows[-3:]))
+        rows.append(row("GiB of logs", gib, what="log", exposures=size))
+        rows.append(row("GiB kept", kept, what="read and computed", exposures=size))
+        write(rows)
+
+
+def write(rows: list[dict[str, object]]) -> None:
+    """After each size: the largest may be stopped."""
     write_result(
         "gate_scale",
         "The verdict on large logs: five metrics, three scenarios, 14 days",
         rows,
-        data="generated exposure and outcome logs (JSON lines), 10 items a request, 20 requests a user",
+        data="generated exposure and outcome logs (JSON lines), a file a day, 10 items a request, 20 requests a user",
         seeds=[SEED],
         notes=[
-            "Median of three runs in processes of their own, lowest and highest as interval; imports not counted.",
+            "Median of three runs in processes of their own, lowest and highest as interval; one run of the largest; "
+            "imports not counted.",
             "The bare aggregate parses the same columns of the same files and counts by arm and scenario; it looks for "
             "no repeated line, joins nothing and keeps no user apart.",
+            "Each day's lines are read once and kept as integers by day, each closed day's sums are kept: the 14th "
+            "day's look reads that day's files alone, and merges it with the thirteen before.",
         ],
         libraries=("duckdb", "tea-tasting"),
     )
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] in (["bare"], ["gate"]):
+    step, *arguments = sys.argv[1:] or [""]
+    if step in ("generate", "bare", "gate"):
         started = time.perf_counter()
-        {"bare": bare, "gate": gate}[sys.argv[1]](Path(sys.argv[2]))
+        if step == "generate":
+            generate(Path(arguments[0]), int(arguments[1]), int(arguments[2]))
+        elif step == "bare":
+            bare(Path(arguments[0]))
+        else:
+            gate(Path(arguments[0]), int(arguments[1]))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(json.dumps({"seconds": time.perf_counter() - started, "peak_gib": peak}))
     else:
-        main([int(text) for text in sys.argv[1:]] or [1_000_000, 10_000_000])
+        main([int(text) for text in sys.argv[1:]] or [1_000_000, 10_000_000, 30_000_000])

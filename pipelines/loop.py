@@ -127,6 +127,18 @@ def run_promotion(home: Home, config: Config, now: int, show: bool, run: str | N
     return decision
 
 
+def run_monitoring(home: Home, config: Config, now: int, retrain: bool, show: bool) -> dict[str, Any]:
+    """Run the monitoring pipeline, with the retraining that drift opens; returns what was found, and the run's name."""
+    from omnifeed.pipelines.local import run_pipeline
+    from omnifeed.pipelines.monitoring import monitoring
+
+    run = _next_run(home)
+    run_pipeline(monitoring, {"config": config.to_json(), "now": now, "retrain": retrain}, home, run, show)
+    record = json.loads((home.runs / run / "steps" / "monitor.json").read_text(encoding="utf-8"))
+    retrained = (home.runs / run / "steps" / "evaluate.json").exists()
+    return {**record["info"], "run": run, "retrained": retrained}
+
+
 def _next_run(home: Home) -> str:
     home.runs.mkdir(parents=True, exist_ok=True)
     numbers = [int(path.name) for path in home.runs.iterdir() if path.name.isdigit()]

@@ -25,10 +25,12 @@ def steps_of(folder: Path) -> dict[str, dict[str, Any]]:
 
 def summarise(home: Home, config: Config, run: str, command: str, now: int, failure: str = "") -> RunSummary:
     """Gather a run's records; a step that did not happen leaves its section out."""
+    from omnifeed.experiment.gate import lift_current
     from omnifeed.experiment.ledger import Ledger
 
     folder = home.runs / run
     steps = steps_of(folder)
+    lift = lift_current(home, config, now)
     info = {name: record["info"] for name, record in steps.items() if record["state"] == "done"}
     served = info.get("traffic", {})
     return RunSummary(
@@ -54,6 +56,7 @@ def summarise(home: Home, config: Config, run: str, command: str, now: int, fail
         release=info.get("export"),
         infra=info.get("infra_validate"),
         decision=info.get("gate"),
+        lift=lift.to_dict() if lift and lift.periods else None,
         samples=tuple(_sample(entry) for entry in served.get("recommendations", [])),
         ledger=tuple(entry.to_dict() for entry in Ledger(home).entries()[-LEDGER_TAIL:]),
         failure=failure,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -22,8 +23,9 @@ from omnifeed.errors import InputError
 from omnifeed.experiment.assignment import Arm, Experiment
 from omnifeed.experiment.decision import Decision
 from omnifeed.experiment.evidence import CHALLENGER, CHAMPION
-from omnifeed.experiment.log import DAY, literal
+from omnifeed.experiment.log import DAY
 from omnifeed.experiment.metrics import experiment_digest, judged_metrics
+from omnifeed.experiment.read import Lines, Log, literal, path_list
 from omnifeed.experiment.totals import observe
 from omnifeed.experiment.verdict import judge
 
@@ -102,12 +104,15 @@ def decide_alone(exposures: Path, outcomes: Path, experiment: Path, now: int, be
     declared = Declared.load(experiment)
     row_unit = declared.config.experiment.unit == "row"
 
-    def load(connection: duckdb.DuckDBPyConnection) -> None:
+    with duckdb.connect() as connection:
         shown = _Table(connection, exposures, "exposures")
-        arms = " ".join(f"WHEN {literal([label])} THEN '{arm}'" for label, arm in declared.labels.items())
-        user = "request_id || chr(0) || item_id" if row_unit else "user_id"
-        shown.create(
-            "exposure_line",
+        came = _Table(connection, outcomes, "outcomes")
+    if shown.has("item_id") and not came.has("item_id"):
+        raise InputError(f"{outcomes} has no column 'item_id', and the exposures have one.", "Add it.")
+    arms = " ".join(f"WHEN {literal([label])} THEN '{arm}'" for label, arm in declared.labels.items())
+    user = "request_id || chr(0) || item_id" if row_unit else "user_id"
+    log = Log(
+        shown.lines(
             {
                 "request_id": shown.text("request_id"),
                 "item_id": shown.text("item_id", "''"),
@@ -122,12 +127,8 @@ def decide_alone(exposures: Path, outcomes: Path, experiment: Path, now: int, be
             required=("request_id", "item_id", "user_id", "scenario", "logged", "experiment", "ts"),
             replaced=f"* REPLACE ({user} AS user_id), CASE logged {arms} ELSE logged END AS arm, logged AS release, "
             "false AS crossed",
-        )
-        came = _Table(connection, outcomes, "outcomes")
-        if shown.has("item_id") and not came.has("item_id"):
-            raise InputError(f"{outcomes} has no column 'item_id', and the exposures have one.", "Add it.")
-        came.create(
-            "outcome_line",
+        ),
+        came.lines(
             {
                 "request_id": came.text("request_id"),
                 "item_id": came.text("item_id", "''") if shown.has("item_id") else "''",
@@ -137,10 +138,10 @@ def decide_alone(exposures: Path, outcomes: Path, experiment: Path, now: int, be
                 "observed_ts": came.time("observed_ts" if came.has("observed_ts") else "ts"),
             },
             required=("request_id", "item_id", "name", "value", "ts", "observed_ts"),
-        )
-
+        ),
+    )
     past = None if before is None else _past(before)
-    evidence = observe(load, declared.experiment, declared.config, now, past)
+    evidence = observe(log, declared.experiment, declared.config, now, past)
     return judge(declared.experiment, declared.config, now, evidence)
 
 
@@ -161,15 +162,15 @@ class _Table:
     """A table in files, and SQL that reads its columns as the log's."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, path: Path, what: str) -> None:
-        self.connection, self.path, self.what = connection, path, what
+        self.path, self.what = path, what
         files = sorted(each for each in path.iterdir() if each.suffix in _READERS) if path.is_dir() else [path]
         suffixes = {each.suffix for each in files}
         if len(suffixes) != 1 or not suffixes <= set(_READERS):
             raise InputError(
                 f"{path} is no table that can be read as {what}.", f"Give files of one kind: {', '.join(_READERS)}."
             )
-        listed = ", ".join("'" + str(each).replace("'", "''") + "'" for each in files)
-        self.source = _READERS[suffixes.pop()].format(files=f"[{listed}]")
+        self.files, self.reader = tuple(files), _READERS[suffixes.pop()]
+        self.source = self.reader.format(files=path_list(files))
         try:
             described = connection.execute(f"DESCRIBE SELECT * FROM {self.source}").fetchall()
         except duckdb.Error as error:
@@ -204,20 +205,18 @@ class _Table:
             "Give UTC microseconds or timestamps.",
         )
 
-    def create(self, table: str, columns: dict[str, str], required: tuple[str, ...], replaced: str = "*") -> None:
-        """The table that the log's reader expects."""
+    def lines(self, columns: dict[str, str], required: tuple[str, ...], replaced: str = "*") -> Lines:
+        """The table as one of the two logs."""
         selected = ", ".join(f"{expression} AS {name}" for name, expression in columns.items())
         whole = " AND ".join(f"{name} IS NOT NULL" for name in required)
-        file = literal([str(self.path)])
-        try:
-            self.connection.execute(
-                f"CREATE TABLE {table} AS SELECT {replaced}, {file} AS file, {whole} AS whole "
-                f"FROM (SELECT {selected} FROM {self.source})"
+
+        def select(files: Sequence[Path]) -> str:
+            return (
+                f"SELECT {replaced}, {literal([str(files[0])])} AS file, {whole} AS whole "
+                f"FROM (SELECT {selected} FROM {self.reader.format(files=path_list(files))})"
             )
-        except duckdb.Error as error:
-            raise InputError(
-                f"{self.path} cannot be read as {self.what}: {str(error).splitlines()[0]}", "Correct the file."
-            ) from error
+
+        return Lines(self.what, str(self.path), self.files, False, select)
 
     def _or(self, column: str, found: str, default: str | None) -> str:
         if self.has(column):

@@ -31,6 +31,59 @@ class Stage:
     share: float
 
 
+HELD = "holdback"  # the arm of the users of the hold-back group
+
+
+@dataclass(frozen=True, slots=True)
+class Holdback:
+    """The content of holdback.json: users who are shown no tested and no promoted release, in no experiment ever.
+
+    The release that was champion when the group began answers them for good, so that what all promotions since have
+    brought together can be read. Its salt is its own: who is in it has nothing to do with any experiment's split.
+    """
+
+    salt: str
+    share: float  # of all users
+    release: str
+    start_ts: int  # UTC microseconds
+
+    def holds(self, user_id: str) -> bool:
+        """Whether the user is in the group."""
+        return unit_interval(self.salt, user_id) < self.share
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; the inverse of `from_dict`."""
+        return {"salt": self.salt, "share": self.share, "release": self.release, "start_ts": self.start_ts}
+
+    @staticmethod
+    def from_dict(raw: dict[str, Any], source: str = "holdback.json") -> Holdback:
+        """Parse and check.
+
+        Raises:
+            InputError: a field is missing or malformed.
+        """
+        try:
+            group = Holdback(str(raw["salt"]), float(raw["share"]), str(raw["release"]), int(raw["start_ts"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{source}: field {error} is missing or malformed.", "Restore the file.") from error
+        if not 0 < group.share < 1 or not group.salt:
+            raise InputError(
+                f"{source}: the share is {group.share:g}, the salt {group.salt!r}.",
+                "Restore the file: who is in the group must stay in it.",
+            )
+        return group
+
+    @staticmethod
+    def load(path: Path) -> Holdback | None:
+        """Read holdback.json; None where there is no group."""
+        try:
+            return Holdback.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise InputError(f"{path} is not JSON: {error}.", "Restore the file.") from error
+
+
 @dataclass(frozen=True, slots=True)
 class Experiment:
     """The content of experiment.json, the one piece of state that routes traffic. Times are UTC microseconds.
@@ -47,6 +100,7 @@ class Experiment:
     end_ts: int
     config_digest: str  # of the Config whose [experiment] section fixed metrics, margins and horizon beforehand
     stages: tuple[Stage, ...] = ()  # empty: one stage, at the arms' weights from the start
+    holdback: Holdback | None = None  # users who are in none of the arms; weights are shares of the others
 
     def stage(self, ts: int) -> Experiment:
         """The stage that a time falls into, as an experiment of one stage: its weights, its start and end."""
@@ -68,6 +122,7 @@ class Experiment:
         stages = [{"start_ts": stage.start_ts, "share": stage.share} for stage in self.stages]
         return {
             **({"stages": stages} if stages else {}),
+            **({"holdback": self.holdback.to_dict()} if self.holdback else {}),
             "name": self.name,
             "salt": self.salt,
             "arms": [{"name": arm.name, "release": arm.release, "weight": arm.weight} for arm in self.arms],
@@ -92,6 +147,7 @@ class Experiment:
                 end_ts=int(raw["end_ts"]),
                 config_digest=str(raw["config_digest"]),
                 stages=tuple(Stage(int(stage["start_ts"]), float(stage["share"])) for stage in raw.get("stages", ())),
+                holdback=Holdback.from_dict(raw["holdback"], source) if "holdback" in raw else None,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{source}: field {error} is missing or malformed.", "Write the file again.") from error
@@ -136,7 +192,11 @@ def unit_interval(salt: str, user_id: str) -> float:
 
 
 def assign(experiment: Experiment, user_id: str) -> Arm:
-    """The user's arm: the first whose cumulative weight exceeds the user's number. With stages, pass one of them."""
+    """The user's arm: the hold-back group's where the user is in it, else the first whose cumulative weight exceeds the
+    user's number. With stages, pass one of them.
+    """
+    if experiment.holdback is not None and experiment.holdback.holds(user_id):
+        return Arm(HELD, experiment.holdback.release, experiment.holdback.share)
     point, cumulative = unit_interval(experiment.salt, user_id), 0.0
     for arm in experiment.arms:
         cumulative += arm.weight

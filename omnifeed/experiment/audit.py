@@ -61,7 +61,7 @@ def recompute(body: dict[str, Any]) -> Decision:
     registration = body["registration"]
     config = Config.from_json(json.dumps({"experiment": registration["section"]}))
     experiment = Experiment.from_dict(registration["experiment"], "the ledger")
-    return judge(experiment, config, int(body["now"]), Evidence.from_dict(body))
+    return judge(experiment, config, int(body["now"]), Evidence.from_dict(body), int(body["start_ts"]))
 
 
 def audit(ledger: Ledger) -> Audit:

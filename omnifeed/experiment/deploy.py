@@ -17,7 +17,7 @@ from pathlib import Path
 
 from omnifeed.config import Config
 from omnifeed.errors import ConflictError, InputError
-from omnifeed.experiment.assignment import Arm, Experiment, Stage
+from omnifeed.experiment.assignment import Arm, Experiment, Holdback, Stage
 from omnifeed.experiment.ledger import Ledger
 from omnifeed.experiment.metrics import experiment_digest, judged_metrics
 from omnifeed.home import Home, write_json
@@ -29,6 +29,11 @@ HOUR = 3_600_000_000
 def current_path(home: Home) -> Path:
     """The file that routes traffic."""
     return home.experiments / "current.json"
+
+
+def holdback_path(home: Home) -> Path:
+    """The hold-back group; absent where there is none. It outlives every experiment; deleting the file ends it."""
+    return home.experiments / "holdback.json"
 
 
 def pending_plan(home: Home) -> Path:
@@ -71,8 +76,8 @@ def open_experiment(home: Home, champion: str, challenger: str, config: Config, 
 
     Raises:
         ConflictError: another experiment is running, or the ledger's champion is another release.
-        InputError: the section is not usable or not the one that was planned, the releases are the same, or the
-            configured name was used before.
+        InputError: the section is not usable or not the one that was planned, the releases are the same, the
+            configured name was used before, or there is a hold-back group of another share.
     """
     judged_metrics(config.experiment)
     if champion == challenger:
@@ -104,6 +109,7 @@ def open_experiment(home: Home, champion: str, challenger: str, config: Config, 
                 end_ts=now + len(section.ramp) * step + section.days * DAY,
                 config_digest=digest,
                 stages=tuple(Stage(now + number * step, each) for number, each in enumerate(shares) if section.ramp),
+                holdback=_holdback(home, champion, section.holdback, now),
             )
             plan = _registered_plan(home, digest)
             write_json(home.experiments / name / "experiment.json", experiment.to_dict())
@@ -127,6 +133,21 @@ def close_experiment(home: Home, name: str | None = None) -> None:
         running = running_experiment(home)
         if running is not None and name in (None, running.name):
             current_path(home).unlink()
+
+
+def _holdback(home: Home, champion: str, share: float, now: int) -> Holdback | None:
+    """The group that there is; where one is wanted and there is none, it begins now, on the present champion."""
+    path = holdback_path(home)
+    group = Holdback.load(path)
+    if group is None and share > 0:
+        group = Holdback(f"holdback-{now}", share, champion, now)
+        write_json(path, group.to_dict())
+    if group is not None and group.share != share:
+        raise InputError(
+            f"[experiment] holdback is {share:g}; the hold-back group that there is has a share of {group.share:g}.",
+            f"Give that share, or end the group by deleting {path}: who left it once is of no use in it.",
+        )
+    return group
 
 
 def _registered_plan(home: Home, digest: str) -> Path | None:

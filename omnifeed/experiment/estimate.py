@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,8 +60,12 @@ def effect(champion: ArmNumbers, challenger: ArmNumbers, metric: Metric, alpha: 
         CHAMPION: aggregates(champion, metric),
         CHALLENGER: aggregates(challenger, metric),
     }
-    with np.errstate(all="ignore"):  # an arm without events: handled below
-        result = tt.Experiment({metric.name: test}).analyze(data, control=CHAMPION)[metric.name]
+    try:
+        with np.errstate(all="ignore"):  # an arm without events: handled below
+            result = tt.Experiment({metric.name: test}).analyze(data, control=CHAMPION)[metric.name]
+    except ValueError:  # so few users that the adjustment leaves a variance below zero
+        means = _plain(champion, metric), _plain(challenger, metric)
+        return Effect(means[0], means[1], 0.0, None, None, None, None, p_better=1.0, p_worse=1.0)
     up = result.pvalue / 2 if result.effect_size > 0 else 1 - result.pvalue / 2
     if math.isnan(up):
         p_better = p_worse = 1.0
@@ -89,6 +93,18 @@ def effect(champion: ArmNumbers, challenger: ArmNumbers, metric: Metric, alpha: 
         p_better=float(p_better),
         p_worse=float(p_worse),
     )
+
+
+def null_standard_error(champion: ArmNumbers, challenger: ArmNumbers, metric: Metric) -> float | None:
+    """Standard error of the difference if the challenger's users spread as the champion's do; None if those do not.
+
+    A few users of whom none bought have no variance of their own, and would make any loss look certain; at a ramp's
+    first stage that is the rule. Their spread under the hypothesis of no effect is the champion's.
+    """
+    above = metric.of or metric.name
+    moved = champion.mean[above] * (1 + 1e-6)  # an effect of 0 has no statistic
+    alike = replace(champion, arm=CHALLENGER, users=challenger.users, mean={**champion.mean, above: moved})
+    return effect(champion, alike, metric, 0.05).standard_error
 
 
 def sample_ratio_p_value(champion_users: int, challenger_users: int, champion_weight: float) -> float:
@@ -132,6 +148,13 @@ def aggregates(numbers: ArmNumbers, metric: Metric) -> Aggregates:
             **{(left, right): value for (left, right), value in pairs.items() if needed >= {left, right}},
         },
     )
+
+
+def _plain(numbers: ArmNumbers, metric: Metric) -> float:
+    """The mean, or ratio of means, without adjustment."""
+    if not metric.per:
+        return numbers.mean[metric.name]
+    return numbers.mean[metric.of] / numbers.mean[metric.per] if numbers.mean[metric.per] else 0.0
 
 
 def _finite(value: float) -> float | None:

@@ -43,6 +43,7 @@ class LogCounts:
     malformed: int = 0  # a negative or infinite value
     users_crossed: int = 0  # challenger's users whom the champion answered at least once, by the log's own word
     users_misassigned: int = 0  # logged under an arm or a release that the salt does not give them, unexplained
+    users_held: int = 0  # of the hold-back group: their exposures are read, and are in neither arm
     users_too_busy: int = 0  # bots: more requests on a day than the rule allows; left out
     users_clicking_all: int = 0  # bots: clicked everything they viewed; left out
 

@@ -1,4 +1,4 @@
-"""The verdict on the experiment that runs now, with the period before it from the lake as covariate."""
+"""The verdict on the experiment that runs now, and what all promotions brought, with the period before as covariate."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from omnifeed.config import Config
+from omnifeed.experiment.assignment import Holdback
 from omnifeed.experiment.decision import Decision
-from omnifeed.experiment.deploy import the_experiment
+from omnifeed.experiment.deploy import holdback_path, the_experiment
+from omnifeed.experiment.lift import Lift, cumulative_lift
 from omnifeed.experiment.metrics import FIRST_SHOWN, LAST_WEEK, METRICS
 from omnifeed.experiment.verdict import decide
 from omnifeed.home import Home
@@ -58,3 +60,12 @@ def decide_current(home: Home, config: Config, now: int) -> Decision:
     experiment = the_experiment(home)
     before = period_before(accepted(home), experiment.start_ts, config.experiment.gmv_cap)
     return decide(home.experiments / experiment.name, experiment, config, now, before)
+
+
+def lift_current(home: Home, config: Config, now: int) -> Lift | None:
+    """Every champion since the hold-back group began against that group; None where there is none."""
+    group = Holdback.load(holdback_path(home))
+    if group is None:
+        return None
+    before = period_before(accepted(home), group.start_ts, config.experiment.gmv_cap)
+    return cumulative_lift(home, config, now, before)

@@ -47,6 +47,11 @@ class Entry:
         return asdict(self)
 
 
+def _fields(entry: Entry) -> dict[str, Any]:
+    """Without `asdict`'s copy of the whole body: a ledger of many decisions is read often."""
+    return {name: getattr(entry, name) for name in Entry.__slots__}
+
+
 def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
@@ -176,7 +181,7 @@ class Ledger:
         entry = _sealed(
             kind, len(entries), now, champion, body if once is None else {**body, "id": once}, self._head(entries)
         )
-        self._write((_canonical(asdict(entry)) + "\n").encode(), intact)
+        self._write((_canonical(_fields(entry)) + "\n").encode(), intact)
         return entry
 
     @staticmethod
@@ -207,7 +212,7 @@ class Ledger:
             try:
                 entry = Entry(**json.loads(line))
                 sealed = _sealed(entry.kind, len(entries), entry.ts, entry.champion, entry.body, previous)
-                valid = _canonical(asdict(sealed)).encode() == line
+                valid = _canonical(_fields(sealed)).encode() == line
             except (ValueError, TypeError, RecursionError):
                 valid = False
             if not valid:

@@ -85,7 +85,8 @@ def judged_metrics(config: ExperimentConfig) -> tuple[Metric, ...]:
 
     Raises:
         InputError: a name is unknown or appears twice, there is no success metric, a margin is missing or not in
-            (0, 1), an error rate is not in (0, 0.5), the share is not in (0, 1), the horizon is not whole weeks or too
+            (0, 1), an error rate is not in (0, 0.5), the share is not in (0, 1), the hold-back share
+            not in [0, 0.5), the horizon is not whole weeks or too
             short for retention, or a bound or cap is not positive.
     """
     names = (*config.success, *config.guardrails, *config.quality)
@@ -109,6 +110,8 @@ def judged_metrics(config: ExperimentConfig) -> tuple[Metric, ...]:
         problem, action = "alpha, beta or srm_alpha is not between 0 and 0.5", "Usual are 0.05, 0.1 and 0.001"
     elif not 0 < config.challenger_share < 1:
         problem, action = f"challenger_share is {config.challenger_share:g}", "Give a share between 0 and 1"
+    elif not 0 <= config.holdback < 0.5:
+        problem, action = f"holdback is {config.holdback:g}", "Give a share below 0.5; usual are 0.01 to 0.05"
     elif list(config.ramp) != sorted({share for share in config.ramp if 0 < share < config.challenger_share}):
         problem = f"the ramp {config.ramp} does not rise to the challenger_share {config.challenger_share:g}"
         action = "Give shares above 0 in ascending order, all below it"

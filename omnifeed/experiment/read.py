@@ -1,11 +1,10 @@
-"""Log lines into DuckDB: the server's JSON lines, or tables that somebody else keeps."""
+"""Where an experiment's lines stand: the server's JSON lines, or tables that somebody else keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-
-import duckdb
 
 _EXPOSURE = {
     "request_id": "VARCHAR",
@@ -28,40 +27,69 @@ _OUTCOME = {
     "ts": "BIGINT",
     "observed_ts": "BIGINT",
 }
-
-
-def load_folder(connection: duckdb.DuckDBPyConnection, folder: Path) -> None:
-    """Every line of `exposures/*.jsonl` and `outcomes/*.jsonl`; either folder may be missing.
-
-    Leaves `exposure_line` and `outcome_line`, each with the file that a line came from and `whole`: whether it parsed
-    and has all the fields that are required. `crossed`: the line says that the champion answered for the challenger.
-    """
-    _load(connection, "exposure_line", folder / "exposures", _EXPOSURE, optional=("degraded", "position", "device"))
-    _load(connection, "outcome_line", folder / "outcomes", _OUTCOME)
-
-
-def _load(
-    connection: duckdb.DuckDBPyConnection,
-    table: str,
-    folder: Path,
-    columns: dict[str, str],
-    optional: Sequence[str] = (),
-) -> None:
-    shown = {name: name for name in columns} | ({"crossed": CROSSED} if "degraded" in columns else {})
-    shown.pop("degraded", None)
-    kinds = {name: columns.get(name, "BOOLEAN") for name in shown}
-    typed = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
-    connection.execute(f"CREATE TABLE {table} ({typed}, file VARCHAR, whole BOOLEAN)")
-    files = [str(path) for path in sorted(folder.glob("*.jsonl")) if path.stat().st_size]
-    if files:
-        whole = " AND ".join(f"{name} IS NOT NULL" for name in columns if name not in optional)
-        parsed = ", ".join(f"{name}: '{kind}'" for name, kind in columns.items())
-        connection.execute(
-            f"INSERT INTO {table} SELECT {', '.join(shown.values())}, filename, {whole} "
-            f"FROM read_json(?, format = 'newline_delimited', ignore_errors = true, columns = {{{parsed}}}, "
-            "filename = true)",
-            [files],
-        )
-
-
 CROSSED = "coalesce(list_contains(degraded, 'champion_answer'), false)"
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """One of the two logs."""
+
+    what: str  # "exposures" or "outcomes"
+    place: str  # for people: where it stands
+    files: tuple[Path, ...]
+    grows: bool  # files of JSON lines, each written by appending; otherwise whole tables, never changed
+    select: Callable[[Sequence[Path]], str]
+    """SQL for the lines of some of the files, one row a line, with `file` (the path it came from) and `whole` (whether
+    it parsed and has every field that is required). Exposures: request_id, item_id, user_id, scenario, arm, release,
+    experiment, ts, position, device and `crossed` (the line says that the champion answered for the challenger).
+    Outcomes: request_id, item_id, name, value, ts, observed_ts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """What an experiment is judged from."""
+
+    exposures: Lines
+    outcomes: Lines
+
+
+def folder_log(folder: Path) -> Log:
+    """`exposures/*.jsonl` and `outcomes/*.jsonl` of an experiment; either folder may be missing."""
+    return Log(
+        Lines("exposures", str(folder / "exposures"), *_files(folder / "exposures"), select_exposures),
+        Lines("outcomes", str(folder / "outcomes"), *_files(folder / "outcomes"), select_outcomes),
+    )
+
+
+def select_exposures(files: Sequence[Path]) -> str:
+    """SQL for the server's exposure lines."""
+    return _select(files, _EXPOSURE, ("degraded", "position", "device"), {"degraded": f"{CROSSED} AS crossed"})
+
+
+def select_outcomes(files: Sequence[Path]) -> str:
+    """SQL for outcome lines."""
+    return _select(files, _OUTCOME, (), {})
+
+
+def _files(folder: Path) -> tuple[tuple[Path, ...], bool]:
+    return tuple(path for path in sorted(folder.glob("*.jsonl")) if path.stat().st_size), True
+
+
+def _select(files: Sequence[Path], columns: dict[str, str], optional: Sequence[str], replaced: dict[str, str]) -> str:
+    whole = " AND ".join(f"{name} IS NOT NULL" for name in columns if name not in optional)
+    parsed = ", ".join(f"{name}: '{kind}'" for name, kind in columns.items())
+    shown = ", ".join(replaced.get(name, name) for name in columns)
+    return (
+        f"SELECT {shown}, filename AS file, {whole} AS whole FROM read_json({path_list(files)}, "
+        f"format = 'newline_delimited', ignore_errors = true, columns = {{{parsed}}}, filename = true)"
+    )
+
+
+def literal(values: Sequence[str]) -> str:
+    """An SQL list of strings."""
+    return "(" + ", ".join("'" + value.replace("'", "''") + "'" for value in values) + ")"
+
+
+def path_list(files: Sequence[Path]) -> str:
+    """An SQL array of paths."""
+    return "[" + literal([str(path) for path in files])[1:-1] + "]"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from omnifeed.config import ExperimentConfig
 from omnifeed.experiment import wording
@@ -18,15 +19,30 @@ from omnifeed.experiment.decision import Reason, Split
 from omnifeed.experiment.estimate import sample_ratio_p_value
 from omnifeed.experiment.evidence import ALL, CHALLENGER, CHAMPION, Evidence
 from omnifeed.experiment.log import DAY, HOUR
+from omnifeed.experiment.sequential import sequential_sample_ratio_p_value
 
 Z = 4.0
 DISPERSION = 10.0  # events cluster by user and by answer: their variance against that of independent ones
 FACTOR = 2.0  # of change against the other arm from some day on
 
 
-def splits(evidence: Evidence, champion_share: float, section: ExperimentConfig) -> tuple[Split, ...]:
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """What is looked at again and again shares srm_alpha, whenever it comes."""
+
+    days: int  # of the stage, planned: each day's first comers are a group
+    stages: int  # of the ramp
+
+
+def splits(
+    evidence: Evidence, champion_share: float, section: ExperimentConfig, looks: Looks | None
+) -> tuple[Split, ...]:
     """The sample-ratio test: over all traffic at srm_alpha; by scenario, by day of the first exposure, by device and
     over the users left out as bots at srm_alpha divided by the number of groups of that kind.
+
+    Args:
+        looks: before the horizon, where the split is looked at again and again: a sequential test, and the stages of a
+            ramp share srm_alpha. None: at the horizon, once; an ordinary test.
     """
     groups: dict[str, dict[str, dict[str, int]]] = {"all": {}, "scenario": {}}
     for numbers in evidence.numbers:
@@ -34,8 +50,10 @@ def splits(evidence: Evidence, champion_share: float, section: ExperimentConfig)
         groups[kind].setdefault(numbers.scope, {})[numbers.arm] = numbers.users
     for group in evidence.groups:
         groups.setdefault(group.dimension, {}).setdefault(group.value, {})[group.arm] = group.users
+    test = sequential_sample_ratio_p_value if looks else sample_ratio_p_value
     found = []
     for dimension, values in groups.items():
+        tests = max(len(values), looks.days if looks and dimension == "day" else 0) * (looks.stages if looks else 1)
         for value, arms in values.items():
             champion, challenger = arms.get(CHAMPION, 0), arms.get(CHALLENGER, 0)
             found.append(
@@ -44,8 +62,8 @@ def splits(evidence: Evidence, champion_share: float, section: ExperimentConfig)
                     champion=champion,
                     challenger=challenger,
                     planned_champion_share=champion_share,
-                    p_value=sample_ratio_p_value(champion, challenger, champion_share),
-                    threshold=section.srm_alpha / len(values),
+                    p_value=test(champion, challenger, champion_share),
+                    threshold=section.srm_alpha / tests,
                     dimension=dimension,
                     value=value,
                 )

@@ -8,12 +8,15 @@ scenario.
   `trust`): INVALID, at any time, since neither success nor harm can be read from such an experiment. It is final, with
   one exception: before the horizon traffic may still come, so an experiment without data, or with too few users for a
   missing arm to mean anything, is INVALID for now and goes on.
+- The users' split is looked at again and again before the horizon, so there it is judged by a sequential test; at the
+  horizon once, by an ordinary one.
 - Before the horizon: HOLD, unless harm is shown by a confidence sequence: REJECT.
 - At the horizon: harm in a guardrail or a scenario shown -> REJECT; non-inferiority not shown -> HOLD; every success
   metric inferior -> REJECT; a quality metric shown to be worse (Holm) -> HOLD; any superior -> PROMOTE; otherwise HOLD,
   final.
-- On a ramp each stage is judged apart, on its own exposures, and only for harm: HOLD, or REJECT by a confidence
-  sequence whose alpha the stages share. Success is read on the last stage, which is the test itself.
+- On a ramp each stage is judged apart, on its own exposures, until its attribution window has closed, and only for
+  harm: HOLD, or REJECT by a confidence sequence whose alpha the stages share. Success is read on the last stage, which
+  is the test itself.
 - Where the unit is the logged row, intervals are shown and the verdict is INVALID.
 
 "Harm is shown" means: worse at a family-wise alpha (Holm over guardrails and scenarios), and the estimate is beyond the
@@ -26,6 +29,7 @@ arXiv:2402.11609).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -49,12 +53,13 @@ from omnifeed.experiment.decision import (
     State,
     Verdict,
 )
-from omnifeed.experiment.estimate import Effect, effect, holm, sample_ratio_p_value
-from omnifeed.experiment.evidence import ALL, CHALLENGER, CHAMPION, ArmNumbers, Evidence
+from omnifeed.experiment.estimate import Effect, effect, holm, null_standard_error
+from omnifeed.experiment.evidence import ALL, CHALLENGER, CHAMPION, Evidence
 from omnifeed.experiment.log import DAY, HOUR
 from omnifeed.experiment.metrics import METRICS, experiment_digest, judged_metrics
-from omnifeed.experiment.read import load_folder
-from omnifeed.experiment.sequential import sequence_factor
+from omnifeed.experiment.read import folder_log
+from omnifeed.experiment.results import effects
+from omnifeed.experiment.sequential import sequence_factor, sequential_sample_ratio_p_value
 from omnifeed.experiment.totals import observe
 
 RULES = (
@@ -71,7 +76,8 @@ def decide(folder: Path, experiment: Experiment, config: Config, now: int, befor
     """Read an experiment's logs and judge them.
 
     Args:
-        folder: `experiments/<name>`, with `exposures/*.jsonl` and `outcomes/*.jsonl`.
+        folder: `experiments/<name>`, with `exposures/*.jsonl` and `outcomes/*.jsonl`; what was read and computed of
+            whole days is kept in `read/`, so that the next look reads only what is new.
         experiment: what was written down before the start.
         config: the settings of today; its [experiment] section must be the one of the start.
         now: UTC microseconds.
@@ -80,12 +86,34 @@ def decide(folder: Path, experiment: Experiment, config: Config, now: int, befor
     Raises:
         InputError: the [experiment] section is not usable, or the experiment's arms are not champion and challenger.
     """
-    evidence = observe(lambda connection: load_folder(connection, folder), experiment, config, now, before)
-    return judge(experiment, config, now, evidence)
+    decision = None
+    for at in open_stages(experiment, config, now):
+        evidence = observe(folder_log(folder), experiment, config, now, before, keep=folder / "read", at=at)
+        decision = judge(experiment, config, now, evidence, at)
+        if decision.final:
+            break
+    assert decision is not None
+    return decision
 
 
-def judge(experiment: Experiment, config: Config, now: int, evidence: Evidence) -> Decision:
-    """The verdict as a pure function of the pre-registration and the numbers."""
+def open_stages(experiment: Experiment, config: Config, now: int) -> list[int]:
+    """A moment of each stage that is judged: of those past whose attribution windows are open, then of the present one.
+
+    Without the past ones, what a stage showed in its last hours, or became known later, would be looked at by nobody.
+    """
+    window = config.experiment.attribution_hours * HOUR
+    starts = [stage.start_ts for stage in experiment.stages]
+    past = [start for start, end in itertools.pairwise(starts) if end <= now < end + window]
+    return [*past, now]
+
+
+def judge(experiment: Experiment, config: Config, now: int, evidence: Evidence, at: int | None = None) -> Decision:
+    """The verdict as a pure function of the pre-registration and the numbers.
+
+    Args:
+        evidence: as of `now`, of one stage.
+        at: a moment of that stage; default `now`.
+    """
     section = config.experiment
     judged_metrics(section)
     arms = {arm.name: arm for arm in experiment.arms}
@@ -94,7 +122,7 @@ def judge(experiment: Experiment, config: Config, now: int, evidence: Evidence) 
             f"Experiment {experiment.name} has the arms {[arm.name for arm in experiment.arms]}.",
             "The verdict compares one champion with one challenger; write experiment.json again.",
         )
-    stage = experiment.stage(now)
+    stage = experiment.stage(now if at is None else at)
     judged = _Judged(experiment, stage, section, now, evidence, {arm.name: arm for arm in stage.arms})
     broken = judged.broken(experiment_digest(config))
     if broken:
@@ -104,7 +132,7 @@ def judge(experiment: Experiment, config: Config, now: int, evidence: Evidence) 
         results = judged.results(early=False)
         failed: tuple[State, ...] = ("passed", horizon, "failed")
         return judged.decision(Verdict.INVALID, (wording.row_unit(),), failed, (), results, waiting=not judged.closed)
-    splits = trust.splits(evidence, judged.arms[CHAMPION].weight, section)
+    splits = trust.splits(evidence, judged.arms[CHAMPION].weight, section, judged.looks)
     doubts = (*trust.mismatches(splits), *trust.findings(evidence, section, stage.start_ts, now))
     if doubts:
         return judged.decision(Verdict.INVALID, doubts, ("passed", horizon, "failed"), splits)
@@ -137,41 +165,12 @@ def _loss(result: MetricResult) -> float:
     return change if result.lower_is_better else -change
 
 
-def _beyond_sequence(found: Effect, lower_is_better: bool, factor: float) -> bool:
+def _beyond_sequence(found: Effect, null_error: float | None, lower_is_better: bool, factor: float) -> bool:
+    """Whether a loss is beyond chance at every look; with the larger of the standard errors, its own and the null's."""
     if found.standard_error is None:
         return False
     loss = found.difference if lower_is_better else -found.difference
-    return loss > factor * found.standard_error
-
-
-def _result(
-    name: str,
-    champion: ArmNumbers,
-    challenger: ArmNumbers,
-    found: Effect,
-    margin: float | None,
-    section: ExperimentConfig,
-) -> MetricResult:
-    metric = METRICS[name]
-    return MetricResult(
-        name=name,
-        title=metric.title,
-        role="success" if name in section.success else "guardrail" if name in section.guardrails else "quality",
-        scenario=champion.scope or None,
-        lower_is_better=metric.lower_is_better,
-        users_champion=champion.users,
-        users_challenger=challenger.users,
-        champion=found.champion,
-        challenger=found.challenger,
-        relative=found.relative,
-        low=found.low,
-        high=found.high,
-        margin=margin,
-        p_value=found.p_better,
-        p_adjusted=None,
-        p_harm=found.p_worse,
-        outcome="not judged",
-    )
+    return loss > factor * max(found.standard_error, null_error or 0.0)
 
 
 def _outcome(
@@ -255,8 +254,14 @@ class _Judged:
         return self.now >= self.experiment.end_ts + self.section.attribution_hours * HOUR
 
     @property
+    def looks(self) -> trust.Looks | None:
+        """Of the users' split before the horizon; None at the horizon, where it is read once."""
+        days = math.ceil((self.stage.end_ts - self.stage.start_ts) / DAY)
+        return None if self.closed else trust.Looks(days, max(len(self.experiment.stages), 1))
+
+    @property
     def ramping(self) -> bool:
-        """Whether `now` lies before the last stage."""
+        """Whether it is not the last stage that is judged."""
         return self.stage.end_ts < self.experiment.end_ts
 
     def may_still_come(self, broken: Sequence[Reason]) -> bool:
@@ -266,7 +271,7 @@ class _Judged:
             return False
         users = [numbers.users if (numbers := self.evidence.arm(ALL, name)) else 0 for name in (CHAMPION, CHALLENGER)]
         share = self.arms[CHAMPION].weight
-        return not any(users) or sample_ratio_p_value(users[0], users[1], share) > self.section.srm_alpha
+        return not any(users) or sequential_sample_ratio_p_value(users[0], users[1], share) > self.section.srm_alpha
 
     def _elapsed(self) -> float:
         """Share of the stage's planned duration."""
@@ -280,16 +285,14 @@ class _Judged:
         by all that could show it.
         """
         section = self.section
-        watched = self._watched(self.evidence.numbers)
+        watched = effects(self.evidence.numbers, section)
         may_harm = [key for key, (result, _) in watched.items() if result.margin is not None]
         if early:
             may_harm += [f"{name}@{ALL}" for name in section.success]
             factor = sequence_factor(
                 max(self._elapsed(), 1e-6), section.alpha / len(may_harm) / max(len(self.experiment.stages), 1)
             )
-            harmed = {
-                key for key in may_harm if _beyond_sequence(watched[key][1], watched[key][0].lower_is_better, factor)
-            }
+            harmed = {key for key in may_harm if self._harmed_early(*watched[key], factor)}
         else:
             adjusted = holm({key: watched[key][1].p_worse for key in may_harm}, section.alpha)
             harmed = {key for key in may_harm if adjusted[key] <= section.alpha}
@@ -304,23 +307,12 @@ class _Judged:
             results.append(replace(result, p_adjusted=p_adjusted, outcome=outcome))
         return tuple(results)
 
-    def _watched(self, numbers: Sequence[ArmNumbers]) -> dict[str, tuple[MetricResult, Effect]]:
-        """Every metric in every scope where both arms have users, by "name@scope"."""
-        section = self.section
-        margins = dict(zip(section.guardrails, section.guardrail_margins, strict=True))
-        arms = {(each.scope, each.arm): each for each in numbers}
-        watched = {}
-        for scope in sorted({each.scope for each in numbers}):
-            champion, challenger = arms.get((scope, CHAMPION)), arms.get((scope, CHALLENGER))
-            if champion is None or challenger is None:
-                continue
-            for name in (*section.success, *section.guardrails, *section.quality):
-                margin = margins.get(name) if not scope else None
-                if scope and name == section.success[0]:
-                    margin = section.scenario_harm_margin
-                found = effect(champion, challenger, METRICS[name], section.alpha)
-                watched[f"{name}@{scope}"] = (_result(name, champion, challenger, found, margin, section), found)
-        return watched
+    def _harmed_early(self, result: MetricResult, found: Effect, factor: float) -> bool:
+        scope = result.scenario or ALL
+        arms = (self.evidence.arm(scope, CHAMPION), self.evidence.arm(scope, CHALLENGER))
+        champion, challenger = (arm for arm in arms if arm is not None)  # both, or there were no result
+        null_error = null_standard_error(champion, challenger, METRICS[result.name])
+        return _beyond_sequence(found, null_error, result.lower_is_better, factor)
 
     def daily(self) -> tuple[DayPoint, ...]:
         """Cumulative effects by day, with the ordinary interval and the confidence sequence."""
@@ -378,7 +370,7 @@ class _Judged:
             splits=splits,
             daily=self.daily(),
             evidence=self.evidence,
-            with_bots=tuple(result for result, _ in self._watched(self.evidence.unfiltered).values())
+            with_bots=tuple(result for result, _ in effects(self.evidence.unfiltered, self.section).values())
             if results
             else (),
             registered=self.experiment,

@@ -86,6 +86,15 @@ def misassigned(experiment: Experiment, counts: LogCounts) -> Reason:
     )
 
 
+def not_held(users: int) -> Reason:
+    """The log disagrees with the hold-back group, or with the ledger's champion."""
+    return Reason(
+        Code.ASSIGNMENT_MISMATCH,
+        f"{users:,} users were not answered by the release that is theirs: the hold-back group's, or the champion's of "
+        "the ledger. The group is spoilt, or somebody else assigns.",
+    )
+
+
 def mismatch(split: Split) -> Reason:
     """The users do not split as planned."""
     total = split.champion + split.challenger
@@ -280,7 +289,8 @@ def _splits(decision: Decision) -> str:
         part = [split.p_value for split in decision.splits if split.dimension == dimension]
         if part:
             shown.append(f"{len(part)} {plural}, smallest p = {min(part):.2g}")
-    return "; ".join(shown)
+    closed = decision.end_ts + decision.section.attribution_hours * 3_600_000_000
+    return "; ".join(shown) + ("; a sequential test, which holds at every look" if decision.now < closed else "")
 
 
 def paragraph(decision: Decision) -> str:

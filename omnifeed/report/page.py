@@ -36,6 +36,7 @@ def write_report(path: Path, run: RunSummary) -> None:
         (name, title)
         for name, title, there in (
             ("experiment", "Experiment", decision),
+            ("lift", "Cumulative lift", run.lift),
             ("samples", "What users saw", run.samples),
             ("steps", "Steps", run.steps),
             ("quality", "Data quality", run.quality),
@@ -52,6 +53,7 @@ def write_report(path: Path, run: RunSummary) -> None:
         headline=headline(run),
         contents=contents,
         decision=decision,
+        lift=views.lift_view(run.lift) if run.lift else None,
         evaluation=evaluation,
         release=release,
         losses=losses,

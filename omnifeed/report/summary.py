@@ -59,6 +59,7 @@ class RunSummary:
     release: dict[str, Any] | None = None  # Release
     infra: dict[str, Any] | None = None  # InfraReport
     decision: dict[str, Any] | None = None  # Decision
+    lift: dict[str, Any] | None = None  # Lift: where there is a hold-back group
     samples: tuple[UserSample, ...] = ()
     ledger: tuple[dict[str, Any], ...] = ()  # the last entries, oldest first
     failure: str = ""  # what ended the run, when something did

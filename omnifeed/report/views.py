@@ -44,6 +44,7 @@ _COUNTS = {
     "malformed": "negative or infinite values",
     "users_crossed": "challenger's users answered by the champion at times",
     "users_misassigned": "users logged under an arm that is not theirs",
+    "users_held": "users of the hold-back group (in neither arm)",
     "users_too_busy": "bots left out: too many requests on a day",
     "users_clicking_all": "bots left out: clicked everything they viewed",
 }
@@ -130,6 +131,15 @@ def decision_view(decision: dict[str, Any]) -> dict[str, Any]:
             if counts[name] or name in ("exposures", "outcomes")
         ],
     }
+
+
+def lift_view(lift: dict[str, Any]) -> dict[str, Any]:
+    """What the cumulative lift's section prints: the present champion first."""
+    periods = [
+        {**period, "rows": [{**row, "label": _place(row), "tone": _lift_tone(row)} for row in period["results"]]}
+        for period in reversed(lift["periods"])
+    ]
+    return {**lift, "periods": periods, "level": f"{(1 - 2 * lift['alpha']) * 100:.3g} %"}
 
 
 def evaluation_view(evaluation: dict[str, Any]) -> dict[str, Any]:
@@ -246,6 +256,13 @@ def _place(row: dict[str, Any]) -> str:
 
 def _effect_tone(row: dict[str, Any]) -> str:
     return _OUTCOMES[row["outcome"]]
+
+
+def _lift_tone(row: dict[str, Any]) -> str:
+    """Good or bad where the whole interval is."""
+    if row["low"] is None or row["low"] <= 0 <= row["high"]:
+        return "neutral"
+    return "good" if (row["low"] > 0) != row["lower_is_better"] else "bad"
 
 
 def _forest_row(row: dict[str, Any]) -> dict[str, Any]:

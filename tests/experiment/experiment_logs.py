@@ -59,24 +59,26 @@ def traffic(
     challenger: Callable[[str, str], float] = lambda outcome, scenario: 1.0,
     keep: Callable[[str, str], bool] = lambda user, arm: True,
     days: int = 7,
+    start: int = START,
+    better: str = "challenger",
 ) -> Logs:
     """One to four answers of two items a user.
 
     Args:
         rates: probability of each outcome an item; order implies gmv.
-        challenger: factor on an outcome's probability in the challenger's arm, by outcome and scenario.
+        challenger: factor on an outcome's probability in the arm `better`, by outcome and scenario.
         keep: whether a user's exposures are logged, by user and arm.
     """
     chances = rates or {"click": 0.3, "order": 0.08, "hide": 0.05}
     random = np.random.default_rng(seed)
-    releases = {arm.name: arm.release for arm in test.arms}
     logs = Logs()
     for number in range(users):
         user = f"u{seed}-{number}"
-        arm = assign(test, user).name
+        given = assign(test, user)
+        arm = given.name
         taste = random.gamma(4, 0.25)
         for visit in range(int(random.integers(1, 5))):
-            ts = START + int(random.integers(0, days * DAY))
+            ts = start + int(random.integers(0, days * DAY))
             scenario = SCENARIOS[int(random.integers(0, 3))]
             request = f"{user}-{visit}"
             for position in range(2):
@@ -94,7 +96,7 @@ def traffic(
                         "scenario": scenario,
                         "query": None,
                         "arm": arm,
-                        "release": releases[arm],
+                        "release": given.release,
                         "experiment": test.name,
                         "ts": ts,
                         "propensity": None,
@@ -105,7 +107,7 @@ def traffic(
                     }
                 )
                 for (name, chance), draw in zip(chances.items(), draws, strict=True):
-                    factor = challenger(name, scenario) if arm == "challenger" else 1.0
+                    factor = challenger(name, scenario) if arm == better else 1.0
                     if draw < chance * taste * factor:
                         logs.outcomes += _happened(request, item, name, ts, spend)
     return logs

@@ -123,6 +123,21 @@ def test_harm_on_the_ramp_ends_the_test(judged: Callable[..., Decision], test: E
     assert recompute(body).verdict is Verdict.REJECT
 
 
+def test_a_stage_is_judged_until_its_attribution_window_closes(
+    judged: Callable[..., Decision], test: Experiment
+) -> None:
+    """A look at every midnight, when a stage begins, would otherwise judge nothing but stages without data."""
+    logs = ramped(test, lambda stage, name: 4.0 if name == "hide" and stage == 1 else 1.0)
+    window = CONFIG.experiment.attribution_hours * HOUR
+    for now in (LAST, LAST + window - 1):
+        decision = judged(logs, now)
+        assert (decision.verdict, decision.start_ts) == (Verdict.REJECT, test.stages[1].start_ts)
+        body = json.loads(json.dumps(decision.to_dict()))
+        assert json.loads(json.dumps(recompute(body).to_dict())) == {**body, "daily": []}
+    after = judged(logs, LAST + window)
+    assert (after.verdict, after.start_ts) == (Verdict.HOLD, LAST)
+
+
 def test_stages_are_never_pooled(judged: Callable[..., Decision], test: Experiment) -> None:
     """A holiday on the ramp, when few had the challenger, would make any challenger look poor in a pooled reading."""
     logs = ramped(test, lambda stage, name: 1.5 if name == "order" else 1.0)
