@@ -13,6 +13,7 @@ from pathlib import Path
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource, ValueType
 from feast.types import Array, FeastType, Float32, Int64, String
 
+from omnifeed.features.online import DATED
 from omnifeed.features.spec import Feature, Source, of
 
 _TYPES = {"string": String, "int64": Int64, "float32": Float32}
@@ -64,7 +65,9 @@ def definitions(home: Path) -> list[Entity | FeatureView | FeatureService | Push
     recommend_user = FeatureService(
         name="recommend_user",
         features=[
-            views[source][[feature.name for feature in of(source)]]
+            views[source][
+                [*(feature.name for feature in of(source)), *([f"{source}_as_of"] if source in DATED else [])]
+            ]
             for source in ("user_profile", "user_daily", "user_history")
         ],
     )

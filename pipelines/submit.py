@@ -1,4 +1,4 @@
-"""To a cluster: compile both pipelines, upload them, start a run."""
+"""To a cluster: compile the pipelines, upload them, start a run."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from omnifeed.errors import UnavailableError
 
 
 def compile_all(folder: Path) -> list[Path]:
-    """Write both pipelines as IR YAML, the same bytes every time."""
+    """Write every pipeline as IR YAML, the same bytes every time."""
     from kfp import compiler
 
+    from omnifeed.pipelines.monitoring import monitoring
     from omnifeed.pipelines.promotion import promotion
     from omnifeed.pipelines.training import training
 
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for pipeline in (training, promotion):
+    for pipeline in (training, promotion, monitoring):
         path = folder / f"{pipeline.name}.yaml"
         compiler.Compiler().compile(pipeline, str(path))
         written.append(path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -220,6 +220,7 @@ class UserRow:
     history_action: Sequence[int] = ()
     history_scenario: Sequence[str] = ()
     history_ts: Sequence[int] = ()
+    as_of: Mapping[str, int] = field(default_factory=dict)  # by view: when its row was computed, UTC microseconds
 
 
 def encode_request(

@@ -18,13 +18,15 @@ from omnifeed.features.spec import of
 
 SERVICE = "recommend_user"
 _SCALARS = tuple(feature.name for feature in of("user_profile", "user_daily"))
+#: Views whose rows say when they were computed; see `feature_repo/definitions.py`.
+DATED = ("user_daily", "user_history")
 
 
 def user_row(values: Mapping[str, Any]) -> UserRow:
     """A user row from feature values by name; null or absent features are left out.
 
     Args:
-        values: scalars of user_profile and user_daily, lists of user_history.
+        values: scalars of user_profile and user_daily, lists of user_history, and `<view>_as_of` of the dated views.
     """
     return UserRow(
         values={name: values[name] for name in _SCALARS if values.get(name) is not None},
@@ -32,6 +34,7 @@ def user_row(values: Mapping[str, Any]) -> UserRow:
         history_action=tuple(int(value) for value in values.get("history_action") or ()),
         history_scenario=tuple(values.get("history_scenario") or ()),
         history_ts=tuple(int(value) for value in values.get("history_ts") or ()),
+        as_of={view: int(values[f"{view}_as_of"]) for view in DATED if values.get(f"{view}_as_of") is not None},
     )
 
 

@@ -89,7 +89,9 @@ def test_views_are_pushed_apart_and_nulls_are_absent(market: Market) -> None:
     assert read_user(market.home, "apart", market.config) == UserRow({"locale": "ja"})
     daily = {f.name: pa.array([np.float32(0.1) + index], pa.float32()) for index, f in enumerate(USER_DENSE)}
     push_users(market.home, pa.table({"user_id": ["apart"], AS_OF: stamp, **daily}), "user_daily", market.config)
-    values = dict(read_user(market.home, "apart", market.config).values)
+    row = read_user(market.home, "apart", market.config)
+    assert row.as_of == {"user_daily": NOW}
+    values = dict(row.values)
     assert values.pop("locale") == "ja"
     assert values == {name: column[0].as_py() for name, column in daily.items()}
 
@@ -160,4 +162,5 @@ def test_the_repository_is_made_from_the_specification(market: Market) -> None:
         assert sorted(feature.name for feature in view.features) == sorted(names)
     projections = store.get_feature_service("recommend_user").feature_view_projections
     read = {feature.name for projection in projections for feature in projection.features}
-    assert read == {feature.name for feature in of("user_profile", "user_daily", "user_history")}
+    names = {feature.name for feature in of("user_profile", "user_daily", "user_history")}
+    assert read == names | {"user_daily_as_of", "user_history_as_of"}

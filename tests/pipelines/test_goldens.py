@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from kfp import compiler
 
+from omnifeed.pipelines.monitoring import monitoring
 from omnifeed.pipelines.promotion import promotion
 from omnifeed.pipelines.training import training
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
 
-@pytest.mark.parametrize("pipeline", [training, promotion], ids=["training", "promotion"])
+@pytest.mark.parametrize("pipeline", [training, promotion, monitoring], ids=["training", "promotion", "monitoring"])
 def test_compiled_pipeline_equals_its_golden(pipeline: object, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     name = f"{pipeline.name}.yaml"  # type: ignore[attr-defined]
     compiler.Compiler().compile(pipeline, str(tmp_path / name))
