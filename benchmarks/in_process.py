@@ -17,7 +17,8 @@ from omnifeed.config import Config, ServingConfig
 from omnifeed.datasets.source import load_tables
 from omnifeed.engine import EventSource
 from omnifeed.experiment.assignment import Arm, Experiment
-from omnifeed.export.catalogue import Catalogue, load_snapshot
+from omnifeed.export.catalogue import load_snapshot
+from omnifeed.export.catalogue_state import Catalogue
 from omnifeed.export.encode import EncodeSpec, UserRow
 from omnifeed.export.provenance import git_commit
 from omnifeed.export.release import Release

@@ -130,6 +130,7 @@ class ServingConfig:
     features_port: int = 6566  # of the feature server
     feature_deadline_ms: int = 100
     retrieve: int = 200  # candidates a request
+    exact_up_to: int = 150_000  # items of a catalogue; in a larger one retrieval is approximate; decisions/0004
     explore_share: float = 0.02  # requests answered by a sampled slate with logged propensities
     explore_temperature: float = 0.5
     value: dict[str, float] = field(  # weight of each task's probability in the value model
@@ -138,6 +139,10 @@ class ServingConfig:
     price_power: float = 0.5  # order's weight is multiplied by price to this power, where a price is known
     retrieval_prior: float = 7.0  # the value is multiplied by exp(this x retrieval score); decisions/0002
     creator_limit: int = 3  # items of one creator in a slate
+    seen: tuple[str, ...] = ("reject",)  # what a user did with an item, in the history, so that it is not shown again
+    user_burst: int = 200  # requests of one user at once, by server process; 0: no limit
+    user_rate: float = 20.0  # and a second in the long run
+    repeats: int = 5  # times that a request may be asked again under the same request_id; 0: no limit
     threads: int = 1  # onnxruntime threads a model instance
 
 
@@ -150,6 +155,7 @@ class ExperimentConfig:
     ramp: tuple[float, ...] = ()  # the challenger's shares before challenger_share, ascending; harm is looked for
     ramp_hours: int = 24  # of each share in ramp
     days: int = 14  # horizon, after the ramp; whole weeks
+    holdback: float = 0.0  # share of all users who are never shown a tested or promoted release; 0: no such group
     attribution_hours: int = 48
     success: tuple[str, ...] = ("gmv_per_user", "orders_per_user")
     guardrails: tuple[str, ...] = ("hides_per_user", "clicks_per_user")
@@ -171,6 +177,28 @@ class ExperimentConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MonitoringConfig:
+    """What is compared after a promotion, and how far it may move before it is an alarm."""
+
+    log_share: float = 0.05  # of answered requests whose features and predictions are logged
+    log_per_hour: int = 1_000  # such requests at most, by server process and hour of request time
+    reference_days: int = 14  # whole UTC days, the first on which the champion answered; at least 5
+    min_requests: int = 30  # a scenario with fewer on a day is not tested on that day, except for its volume
+    alpha: float = 0.01  # chance of any false alarm in one interval, over all of its checks together
+    max_psi: float = 0.2  # population stability index beyond the reference's own day-to-day value
+    max_volume_change: float = 0.5  # relative, requests a day
+    max_label_change: float = 0.3  # relative, each outcome's rate
+    max_degraded_change: float = 0.05  # absolute, share of answers with a reason
+    max_calibration_change: float = 0.3  # relative, observed / predicted
+    max_skew_share: float = 0.01  # of logged requests in which a feature differs from its offline recomputation
+    skew_tolerance: float = 1e-4  # absolute below 1, relative above
+    max_age_hours: dict[str, float] = field(  # of the newest row that the interval's last request could read
+        default_factory=lambda: {"user_daily": 26.0, "user_history": 26.0, "catalogue": 26.0}
+    )
+    retrain_pause_days: int = 7  # after a retraining that drift opened, before drift opens another
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The whole tree."""
 
@@ -183,6 +211,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     serving: ServingConfig = field(default_factory=ServingConfig)
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
+    monitoring: MonitoringConfig = field(default_factory=MonitoringConfig)
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces; the text that `digest` hashes."""

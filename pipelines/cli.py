@@ -21,6 +21,8 @@ from omnifeed import __version__
 from omnifeed.config import Config
 from omnifeed.errors import InputError, IntegrityError, OmnifeedError
 from omnifeed.home import Home
+from omnifeed.pipelines.catalogue import catalogue_group
+from omnifeed.pipelines.ui import ui_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,6 +72,10 @@ def cli() -> None:
     """
 
 
+cli.add_command(catalogue_group)
+cli.add_command(ui_command)
+
+
 @cli.command()
 @data_option
 @path_option
@@ -88,7 +94,8 @@ def run(data: str, path: str | None, config: Path | None, as_json: bool) -> None
 @path_option
 @config_option
 @click.option("--simulated-clock", is_flag=True, help="Let requests carry their own time (implied by --data world).")
-def serve(data: str, path: str | None, config: Path | None, simulated_clock: bool) -> None:
+@click.option("--traces", help="OpenTelemetry collector, for example http://127.0.0.1:4318/v1/traces.")
+def serve(data: str, path: str | None, config: Path | None, simulated_clock: bool, traces: str | None) -> None:
     """Serve the champion, and the challenger of a running experiment, until interrupted."""
     import signal
 
@@ -96,9 +103,8 @@ def serve(data: str, path: str | None, config: Path | None, simulated_clock: boo
 
     loaded = settings(data, path, config)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with LocalServer(
-        Home.from_env(), loaded, simulated_clock=simulated_clock or loaded.data.source == "world"
-    ) as server:
+    simulated = simulated_clock or loaded.data.source == "world"
+    with LocalServer(Home.from_env(), loaded, simulated_clock=simulated, traces=traces) as server:
         click.echo(f"gRPC on {server.url}; Ctrl-C stops. Logs: {server.log.parent}")
         try:
             while True:
@@ -121,12 +127,12 @@ def recommend(
     user: str, scenario: str, query: str | None, k: int, arm: str | None, now: int | None, url: str, as_json: bool
 ) -> None:
     """Ask a running server for recommendations."""
-    from omnifeed.export.catalogue import load_snapshot
+    from omnifeed.export.following import load_catalogue
     from omnifeed.serving.client import Client
 
     with Client(url) as client:
         answer = client.recommend(user, scenario, query=query, k=k, arm=arm, now=now)
-    catalogue = load_snapshot(Home.from_env())
+    catalogue = load_catalogue(Home.from_env())
     wanted = set(answer.item_ids)
     names = {
         item: title
@@ -205,6 +211,25 @@ def gate(
     emit(decision.to_dict(), as_json, f"{decision.verdict.value}: {decision.paragraph}")
 
 
+@cli.command()
+@data_option
+@path_option
+@config_option
+@click.option("--now", type=int, help="Log time to look from, UTC microseconds (default: the clock).")
+@json_option
+def lift(data: str, path: str | None, config: Path | None, now: int | None, as_json: bool) -> None:
+    """What all promotions together have brought, against the users who were held back from them."""
+    from omnifeed.experiment.gate import lift_current
+
+    moment = time.time_ns() // 1_000 if now is None else now
+    found = lift_current(Home.from_env(), settings(data, path, config), moment)
+    if found is None:
+        raise InputError(
+            "There is no hold-back group.", "Set [experiment] holdback before the next experiment: see docs."
+        )
+    emit(found.to_dict(), as_json, found.text())
+
+
 @cli.group(name="experiment")
 def experiment_group() -> None:
     """Design an experiment before it starts."""
@@ -247,6 +272,28 @@ def promote(data: str, path: str | None, config: Path | None, now: int | None, a
     with home.lock():
         record = run_promotion(home, settings(data, path, config), now or 0, show=not as_json)
     emit(record, as_json, f"{record['verdict']}: {record['paragraph']}")
+
+
+@cli.command()
+@data_option
+@path_option
+@config_option
+@click.option("--now", type=int, help="Log time to look from, UTC microseconds (default: the clock).")
+@click.option("--retrain/--no-retrain", default=True, show_default=True, help="Train again where drift asks for it.")
+@json_option
+def monitor(data: str, path: str | None, config: Path | None, now: int | None, retrain: bool, as_json: bool) -> None:
+    """Run the monitoring pipeline: yesterday against the champion's first days; drift opens a retraining.
+
+    The page and the metrics are left under monitoring/ in the home: see docs/monitoring.md.
+    """
+    from omnifeed.pipelines.loop import run_monitoring
+
+    home = Home.from_env()
+    with home.lock():
+        found = run_monitoring(home, settings(data, path, config), now or 0, retrain, show=not as_json)
+    follows = "Trained again." if found["retrained"] else found["retraining"]["reason"]
+    page = home.root / "monitoring" / "monitoring.html"
+    emit(found, as_json, f"{found['state']}: {found['paragraph']} {follows}\nPage: {page}")
 
 
 @cli.command()
@@ -309,7 +356,7 @@ def ledger(verify: bool, export: Path | None, as_json: bool) -> None:
 @click.option("--out", default="compiled", show_default=True, type=click.Path(path_type=Path), help="Folder.")
 @json_option
 def compile_pipelines(out: Path, as_json: bool) -> None:
-    """Write both pipelines as Kubeflow IR YAML."""
+    """Write the pipelines as Kubeflow IR YAML."""
     from omnifeed.pipelines.submit import compile_all
 
     written = [str(path) for path in compile_all(out)]
@@ -318,7 +365,9 @@ def compile_pipelines(out: Path, as_json: bool) -> None:
 
 @cli.command()
 @click.option("--host", required=True, help="Kubeflow Pipelines endpoint.")
-@click.option("--pipeline", type=click.Choice(["training", "promotion"]), default="training", show_default=True)
+@click.option(
+    "--pipeline", type=click.Choice(["training", "promotion", "monitoring"]), default="training", show_default=True
+)
 @click.option("--namespace", help="Kubeflow profile namespace.")
 @click.option("--cron", help="Make it a recurring run, for example '0 0 2 * * *'.")
 @data_option

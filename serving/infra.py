@@ -28,11 +28,12 @@ from omnifeed.export.golden import TOLERANCE, Golden, max_abs_error, read_golden
 from omnifeed.export.release import Release, load_release
 from omnifeed.export.trending import trending_scores
 from omnifeed.home import Home, write_json
-from omnifeed.serving.client import CHANNEL_ARGS, Client
+from omnifeed.serving.client import Client
 from omnifeed.serving.recommend.contract import MAX_ID_CHARS, MAX_K, History, Reason
 from omnifeed.serving.recommend.parts import OUTPUTS, as_batched
 from omnifeed.serving.recommend.routing import CHAMPION
 from omnifeed.serving.server import LocalServer, triton_environment
+from omnifeed.serving.wire import CHANNEL_ARGS
 
 NOW = 20_000 * DAY_US
 SHOWN = 60  # items of the made-up catalogue that may be shown

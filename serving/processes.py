@@ -26,8 +26,8 @@ _LAUNCH = (
 )
 
 
-#: How Triton, Python's logging and Python itself begin a line about an error.
-_ERROR = re.compile(r"E\d{4} |ERROR|CRITICAL|\w*(Error|Exception):")
+#: How Triton, Python's logging, the log of `recommend` and Python itself begin a line about an error.
+_ERROR = re.compile(r"E\d{4} |ERROR|CRITICAL|\w*(Error|Exception):|\{.*\"level\": \"(ERROR|CRITICAL)\"")
 
 
 class Child:

@@ -21,13 +21,15 @@ from tritonclient.utils import InferenceServerException
 import omnifeed
 from omnifeed.config import Config
 from omnifeed.errors import OmnifeedError, UnavailableError
+from omnifeed.experiment.assignment import HELD
 from omnifeed.export.catalogue import current_version
 from omnifeed.export.release import PARTS, load_release
 from omnifeed.home import Home, write_atomic
-from omnifeed.serving.client import CHANNEL_ARGS, Client
+from omnifeed.serving.client import Client
 from omnifeed.serving.processes import HOST, Child, free_ports, listening
 from omnifeed.serving.recommend.contract import Reason
 from omnifeed.serving.recommend.routing import read_routing, routing_stamp
+from omnifeed.serving.wire import CHANNEL_ARGS
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ START_S = 120.0  # Feast alone takes 8 to 13 s of imports on a cold disk, and mo
 DRAIN_S = 30.0
 LOAD_S = 60.0
 GRACE_S = 1.0  # twice the interval at which `recommend` looks at the routing
+TRACE_RATE = 1000  # of the requests that bring no trace of their own, one in so many is traced
 PROBES = 8  # answers in a row that make an arm ready
 TRITON_ENV = "OMNIFEED_TRITON_ENV"
 
@@ -48,10 +51,20 @@ class LocalServer:
     Args:
         simulated_clock: requests may carry their own `now`.
         features: start the feature server as well; without it every answer says `no_features`.
+        traces: URL of an OpenTelemetry collector (OTLP over HTTP, usually http://host:4318/v1/traces) to which every
+            request with a sampled traceparent, and one in TRACE_RATE of the others, is sent with its stages; None: no
+            traces.
     """
 
-    def __init__(self, home: Home, config: Config, simulated_clock: bool = False, features: bool = True) -> None:
-        self.home, self.config = home, config
+    def __init__(
+        self,
+        home: Home,
+        config: Config,
+        simulated_clock: bool = False,
+        features: bool = True,
+        traces: str | None = None,
+    ) -> None:
+        self.home, self.config, self._traces = home, config, traces
         self._simulated, self._with_features = simulated_clock, features
         self._children: list[Child] = []
         self._loaded: set[str] = set()
@@ -222,7 +235,9 @@ class LocalServer:
             f"--metrics-port={serving.metrics_port}",
             "--allow-gpu-metrics=false",
             "--grpc-http2-min-recv-ping-interval-without-data=10000",
+            "--grpc-keepalive-permit-without-calls=1",  # a client that pings while idle is not a nuisance
             f"--exit-timeout-secs={int(DRAIN_S)}",
+            *(f"--trace-config={setting}" for setting in self._trace_settings()),
         ]
         variables = {
             name: value
@@ -239,6 +254,17 @@ class LocalServer:
             "OMNIFEED_FEATURES": f"{HOST}:{serving.features_port}" if self._with_features else "",
         }
         self._children.insert(0, Child("Triton", command, variables, self.log))
+
+    def _trace_settings(self) -> tuple[str, ...]:
+        if self._traces is None:
+            return ()
+        return (
+            "mode=opentelemetry",
+            f"opentelemetry,url={self._traces}",
+            "opentelemetry,resource=service.name=omnifeed",
+            f"rate={TRACE_RATE}",
+            "level=TIMESTAMPS",
+        )
 
     def _check_alive(self, otherwise: str) -> None:
         for child in self._children:
@@ -263,6 +289,7 @@ class LocalServer:
         """Until every routed release answers for itself: the index is made after the models are loaded."""
         routing = read_routing(self.home)
         arms = [arm.name for arm in routing.experiment.arms] if routing.experiment else ["champion"]
+        arms += [HELD] if routing.holdback else []
         pending = {Reason.INDEX_NOT_READY, Reason.USER_ENCODER_FAILED}
         if self._with_features:
             pending.add(Reason.NO_FEATURES)

@@ -13,8 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from omnifeed.serving.client import MODEL, tensor
 from omnifeed.serving.recommend.contract import INPUT_TYPES
+from omnifeed.serving.wire import MODEL, tensor
 
 DEADLINE_S = 5.0
 REQUEST = {"user_id": ["canary"], "scenario": ["canary"], "k": [1], "probe": [True]}  # of an unknown user

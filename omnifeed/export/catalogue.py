@@ -2,139 +2,47 @@
 
 A snapshot is one `.npz` without pickle (strings as one UTF-8 blob with offsets), written whole and named by a pointer
 file that is replaced atomically, so a server that polls the pointer sees the old catalogue or the new one and nothing
-between. It holds raw strings: buckets and text vectors belong to a release's encoding and are made where it is loaded.
-numpy and the standard library only.
+between. What changes by the minute comes after it in deltas (`omnifeed.export.delta`). It holds raw strings: buckets
+and text vectors belong to a release's encoding and are made where it is loaded. numpy and the standard library only.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
+import json
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any, overload
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from omnifeed.errors import InputError, IntegrityError, UnavailableError
-from omnifeed.export.encode import KIND_IDS, Columns, Floats, Ints, dense
-from omnifeed.features.spec import ITEM_DENSE, of
+from omnifeed.errors import InputError, IntegrityError, OmnifeedError, UnavailableError
+from omnifeed.export.catalogue_state import CURRENT, TEXT_COLUMNS, Catalogue, encoded_digest
+from omnifeed.export.delta import (
+    POLICIES,
+    TEXT_FIELDS,
+    TIME_FIELDS,
+    UNKNOWN,
+    Delta,
+    micros,
+    read_delta,
+    retire,
+    sequences,
+)
+from omnifeed.export.encode import KIND_IDS, Columns, Floats, dense
+from omnifeed.export.rows import ItemRows, Stack, id_hash
+from omnifeed.export.strings import Strings
+from omnifeed.features.spec import ITEM_DENSE
 from omnifeed.home import Home, write_atomic
 
-Bools = npt.NDArray[np.bool_]
+Array = npt.NDArray[Any]
 
-POLICIES = ("ALLOW", "INTERSTITIAL", "DROP")
-TEXT_COLUMNS = ("item_id", "author_id", "kind", "category", "title")
-TIME_COLUMNS = ("created_ts", "live_from", "live_until")
-TRENDING = [feature.name for feature in ITEM_DENSE].index("item_scenario_trending")
-UNKNOWN = -(2**62)  # a time or a stock that is null
 KEPT = 4  # snapshots left on the disk, for readers that have just read the former pointer
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-class Strings(Sequence["str | None"]):
-    """A column of nullable strings in two arrays; a million titles cost their bytes and 9 more each."""
-
-    def __init__(self, blob: npt.NDArray[np.uint8], ends: Ints, null: Bools) -> None:
-        self.blob, self.ends, self.null = blob, ends, null
-        self._bytes = blob.tobytes()
-
-    @staticmethod
-    def of(values: Iterable[str | None]) -> Strings:
-        """Pack."""
-        raw = [None if value is None else str(value).encode("utf-8", "surrogatepass") for value in values]
-        lengths = np.array([len(value or b"") for value in raw], np.int64)
-        blob = np.frombuffer(b"".join(value or b"" for value in raw), np.uint8)
-        return Strings(blob, np.cumsum(lengths).astype(np.int64), np.array([v is None for v in raw], np.bool_))
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    @overload
-    def __getitem__(self, row: int) -> str | None: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[str | None]: ...
-    def __getitem__(self, row: int | slice) -> str | list[str | None] | None:
-        """One string, or a list of them."""
-        if isinstance(row, slice):
-            return [self[index] for index in range(*row.indices(len(self)))]
-        index = row + len(self) if row < 0 else row
-        if not 0 <= index < len(self):
-            raise IndexError(row)
-        if self.null[index]:
-            return None
-        start = int(self.ends[index - 1]) if index else 0
-        return self._bytes[start : int(self.ends[index])].decode("utf-8", "surrogatepass")
-
-    def __iter__(self) -> Iterator[str | None]:
-        return (self[index] for index in range(len(self)))
-
-
-@dataclass(frozen=True, slots=True)
-class Catalogue:
-    """N items as of one moment. Times are UTC microseconds, UNKNOWN where null."""
-
-    version: str
-    now: int
-    texts: dict[str, Strings]  # by TEXT_COLUMNS
-    price: npt.NDArray[np.float64]  # [N], NaN where not known
-    created_ts: Ints  # [N]
-    live_from: Ints  # [N]
-    live_until: Ints  # [N]
-    policy: npt.NDArray[np.int8]  # [N], index in POLICIES
-    stock: Ints  # [N], UNKNOWN where not tracked
-    livestream: Bools  # [N]
-    author: Ints  # [N], a number for each author, -1 where there is none
-    blocked: Bools  # [N], the author is blocked
-    features: dict[str, Floats]  # by scenario: [N, len(ITEM_DENSE)], as `encode.dense` stacks them
-
-    def __len__(self) -> int:
-        return len(self.created_ts)
-
-    def on_air(self, now: int) -> Bools:
-        """bool [N]: a livestream that has started and has not ended; one without a start has not started."""
-        started = (self.live_from != UNKNOWN) & (self.live_from <= now)
-        live: Bools = self.livestream & started & ((self.live_until == UNKNOWN) | (now < self.live_until))
-        return live
-
-    def eligible(self, now: int) -> Bools:
-        """bool [N]: what may be recommended now.
-
-        Not dropped by policy, author not blocked, in stock where stock is tracked, created by now, and on air where it
-        is a livestream.
-        """
-        allowed = (self.policy != POLICIES.index("DROP")) & ~self.blocked & (self.created_ts <= now)
-        in_stock = (self.stock == UNKNOWN) | (self.stock > 0)
-        shown: Bools = allowed & in_stock & (~self.livestream | self.on_air(now))
-        return shown
-
-    def features_of(self, scenario: str) -> Floats:
-        """float32 [N, len(ITEM_DENSE)]; of an unknown scenario: the items' daily aggregates and no scenario's own."""
-        known = self.features.get(scenario)
-        if known is not None:
-            return known
-        blank = dense({}, ITEM_DENSE, len(self))
-        if self.features:
-            daily = len(of("item_daily"))
-            blank[:, :daily] = next(iter(self.features.values()))[:, :daily]
-        return blank
-
-    def trending_of(self, scenario: str) -> Floats:
-        """float32 [N], the trending feature, log(1 + x); of an unknown scenario: the largest over the known ones."""
-        known = self.features.get(scenario)
-        if known is not None:
-            return known[:, TRENDING]
-        columns = [features[:, TRENDING] for features in self.features.values()]
-        largest: Floats = np.max(columns or [np.zeros(len(self), np.float32)], axis=0)
-        return largest
-
-    def columns(self, rows: Sequence[int]) -> dict[str, list[Any]]:
-        """The columns that `encode.encode_items` reads, of these rows."""
-        texts: dict[str, list[Any]] = {name: [column[row] for row in rows] for name, column in self.texts.items()}
-        return {**texts, "price": [float(self.price[row]) for row in rows]}
+KEPT_US = 2 * 86_400_000_000  # deltas this much older than the last one go, once a snapshot holds them
 
 
 def write_snapshot(
@@ -142,15 +50,18 @@ def write_snapshot(
     items: Columns,
     item_features: Mapping[str, Columns],
     now: int,
-    blocked_authors: Iterable[str] = (),
+    blocked_authors: Iterable[str] | None = None,
 ) -> str:
     """Write today's catalogue and move the pointer to it.
 
+    Deltas later than `now` go on on top of it. Who is blocked, and what a delta dropped, stays so.
+
     Args:
-        items: columns of the canonical items table; times as UTC microseconds or as aware datetimes.
+        items: columns of the canonical items table, and `locales` where items are bound to some; times as UTC
+            microseconds or as aware datetimes.
         item_features: by scenario, columns of ITEM_DENSE aligned with `items`; absent or null values take defaults.
-        now: the moment that the snapshot describes, UTC microseconds.
-        blocked_authors: author_ids none of whose items may be recommended.
+        now: the moment that items and features describe, UTC microseconds.
+        blocked_authors: author_ids none of whose items may be recommended; None: as it was.
 
     Returns:
         The snapshot's version.
@@ -165,26 +76,80 @@ def write_snapshot(
         seen: set[str] = set()
         repeated = next(value for value in ids if value in seen or seen.add(value))  # type: ignore[func-returns-value]
         raise InputError(f"The catalogue names item {repeated!r} twice.", "Give one row an item.")
-    arrays: dict[str, npt.NDArray[Any]] = {"now": np.array(now, np.int64), "scenarios": np.array(list(item_features))}
-    for name in TEXT_COLUMNS:
-        column = Strings.of(ids if name == "item_id" else _column(items, name, count))
-        arrays[f"{name}.blob"], arrays[f"{name}.ends"], arrays[f"{name}.null"] = column.blob, column.ends, column.null
-    for name in TIME_COLUMNS:
+    columns = {name: ids if name == "item_id" else _column(items, name, count) for name in TEXT_COLUMNS}
+    for value in columns["kind"]:
+        _known(value, tuple(KIND_IDS), "kind")
+    arrays: dict[str, Array] = {}
+    for name in TIME_FIELDS:
         arrays[name] = np.array([_micros(value, name) for value in _column(items, name, count)], np.int64)
     arrays["price"] = np.array([np.nan if v is None else v for v in _column(items, "price", count)], np.float64)
     arrays["stock"] = np.array([UNKNOWN if v is None else v for v in _column(items, "stock", count)], np.int64)
-    arrays["policy"] = _indices(_column(items, "policy", count), POLICIES, "policy").astype(np.int8)
-    _indices(_column(items, "kind", count), tuple(KIND_IDS), "kind")
-    blocked = frozenset(blocked_authors)
-    arrays["blocked"] = np.array([author in blocked for author in _column(items, "author_id", count)], np.bool_)
-    for number, (scenario, columns) in enumerate(item_features.items()):
-        for name, values in columns.items():
+    policy = [_known(value, POLICIES, "policy") for value in _column(items, "policy", count)]
+    sets: dict[tuple[str, ...], int] = {(): 0}
+    bound = [tuple(sorted(set(value or ()))) for value in _column(items, "locales", count)]
+    arrays["locale"] = np.array([sets.setdefault(tags, len(sets)) for tags in bound], np.int64)
+    features = {}
+    for scenario, named in item_features.items():
+        for name, values in named.items():
             if len(values) != count:
                 raise InputError(
                     f"Feature {name!r} of scenario {scenario!r} has {len(values)} rows for {count} items.",
                     "Align the features with the items, row by row.",
                 )
-        arrays[f"features.{number}"] = dense(columns, ITEM_DENSE, count)
+        features[scenario] = dense(named, ITEM_DENSE, count)
+    with writing(home):
+        sequence, blocked, dropped = _moderated(home, now)
+        if blocked_authors is not None:
+            blocked = frozenset(blocked_authors)
+        arrays["policy"] = np.array(
+            [POLICIES.index("DROP") if item in dropped else label for item, label in zip(ids, policy, strict=True)],
+            np.int8,
+        )
+        return store(home, columns, arrays, features, tuple(sets), now, sequence, blocked, dropped)
+
+
+def store(
+    home: Home,
+    texts: Mapping[str, Iterable[str | None]],
+    numbers: Mapping[str, Array],
+    features: Mapping[str, Floats],
+    locales: tuple[tuple[str, ...], ...],
+    now: int,
+    sequence: int,
+    blocked_authors: frozenset[str],
+    dropped_items: frozenset[str],
+) -> str:
+    """Write a snapshot's file and move the pointer; call it inside `writing`.
+
+    Args:
+        texts: by TEXT_COLUMNS. numbers: price, policy, stock, locale and TIME_FIELDS. All [N], aligned.
+        sequence: of the last delta that it holds.
+
+    Returns:
+        The snapshot's version.
+    """
+    arrays: dict[str, Array] = {"now": np.array(now), "sequence": np.array(sequence), **numbers}
+    packed = {name: Strings.of(texts[name]) for name in TEXT_COLUMNS}
+    for name, column in packed.items():
+        arrays[f"{name}.blob"], arrays[f"{name}.ends"], arrays[f"{name}.null"] = column.blob, column.ends, column.null
+    arrays["hashes"] = np.array([id_hash(str(item)) for item in packed["item_id"]], np.uint64)
+    fields = zip(packed["item_id"], packed["kind"], *(packed[name] for name in TEXT_FIELDS), strict=True)
+    arrays["encoded"] = np.array(
+        [
+            encoded_digest(str(item), str(kind), rest, price)
+            for (item, kind, *rest), price in zip(fields, numbers["price"].tolist(), strict=True)
+        ],
+        np.uint64,
+    )
+    for number, matrix in enumerate(features.values()):
+        arrays[f"features.{number}"] = matrix
+    words = {
+        "scenarios": list(features),
+        "locales": locales,
+        "blocked": sorted(blocked_authors),
+        "dropped": sorted(dropped_items),
+    }
+    arrays["words"] = np.frombuffer(json.dumps(words).encode(), np.uint8)
     digest = hashlib.sha256()
     for name, array in arrays.items():
         digest.update(f"{name} {array.dtype} {array.shape}\0".encode() + np.ascontiguousarray(array).tobytes())
@@ -197,7 +162,28 @@ def write_snapshot(
     for path in written[:-KEPT]:
         if path.stem != version:
             path.unlink(missing_ok=True)
+    retire(home, sequence, KEPT_US)
     return version
+
+
+@contextmanager
+def writing(home: Home) -> Iterator[None]:
+    """One writer of snapshots at a time, so that none overwrites what it has not read; others wait.
+
+    Raises:
+        OmnifeedError: the folder cannot be made or written.
+    """
+    try:
+        home.catalogue.mkdir(parents=True, exist_ok=True)
+        handle = open(home.catalogue / ".writing", "a", encoding="utf-8")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise OmnifeedError(
+            f"{home.catalogue} could not be written: {error.strerror or error}.",
+            "Free some space or fix the permissions and run again; the former catalogue is still there.",
+        ) from error
+    with handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def current_version(home: Home) -> str:
@@ -215,7 +201,7 @@ def current_version(home: Home) -> str:
 
 
 def load_snapshot(home: Home) -> Catalogue:
-    """Read the current catalogue.
+    """Read the current snapshot, without the deltas after it.
 
     Raises:
         UnavailableError: no snapshot has been written.
@@ -226,32 +212,91 @@ def load_snapshot(home: Home) -> Catalogue:
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
+        texts = {
+            name: Strings(arrays[f"{name}.blob"], arrays[f"{name}.ends"], arrays[f"{name}.null"])
+            for name in TEXT_COLUMNS
+        }
+        words = json.loads(arrays["words"].tobytes())
+        rows = ItemRows(texts["item_id"], arrays["hashes"], {})
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise IntegrityError(f"{path} cannot be read: {error}.", "Write the catalogue's snapshot again.") from error
-    scenarios = [str(name) for name in arrays["scenarios"]]
-    texts = {
-        name: Strings(arrays[f"{name}.blob"], arrays[f"{name}.ends"], arrays[f"{name}.null"]) for name in TEXT_COLUMNS
-    }
+    blocked = frozenset(words["blocked"])
+    authors: dict[str, int] = {}
+    author = np.array(
+        [-1 if name is None else authors.setdefault(name, len(authors)) for name in texts["author_id"]], np.int64
+    )
+    count = len(author)
     return Catalogue(
         version=version,
+        base=version,
+        sequence=int(arrays["sequence"]),
         now=int(arrays["now"]),
+        rows=rows,
         texts=texts,
         price=arrays["price"],
+        encoded=arrays["encoded"],
+        successor=np.full(count, CURRENT, np.int64),
+        former=np.zeros(count, np.int64),
         created_ts=arrays["created_ts"],
         live_from=arrays["live_from"],
         live_until=arrays["live_until"],
         policy=arrays["policy"],
         stock=arrays["stock"],
         livestream=np.array([kind == "livestream" for kind in texts["kind"]], np.bool_),
-        author=_numbered(texts["author_id"]),
-        blocked=arrays["blocked"],
-        features={name: arrays[f"features.{number}"] for number, name in enumerate(scenarios)},
+        author=author,
+        authors=authors,
+        blocked=np.isin(author, [authors[name] for name in blocked if name in authors]),
+        locale=arrays["locale"],
+        locales=tuple(tuple(tags) for tags in words["locales"]),
+        blocked_authors=blocked,
+        dropped_items=frozenset(words["dropped"]),
+        features={name: Stack(arrays[f"features.{number}"]) for number, name in enumerate(words["scenarios"])},
     )
 
 
-def _numbered(values: Iterable[str | None]) -> Ints:
-    numbers: dict[str, int] = {}
-    return np.array([-1 if value is None else numbers.setdefault(value, len(numbers)) for value in values], np.int64)
+def _moderated(home: Home, now: int) -> tuple[int, frozenset[str], frozenset[str]]:
+    """The last delta that is no later than `now`, and who is blocked and what is dropped with it in force."""
+    try:
+        sequence, blocked, dropped = _words(home)
+    except (UnavailableError, IntegrityError):
+        sequence, blocked, dropped = 0, frozenset(), frozenset()
+    last = sequence
+    for number in reversed(sequences(home)):
+        last = number
+        delta = _readable(home, number)
+        if delta is not None and delta.now <= now:
+            break
+        last -= 1
+    for number in range(sequence + 1, last + 1):
+        delta = _readable(home, number)
+        if delta is not None:
+            blocked, dropped = moderation(blocked, dropped, delta)
+    return last, blocked, dropped
+
+
+def moderation(blocked: frozenset[str], dropped: frozenset[str], delta: Delta) -> tuple[frozenset[str], frozenset[str]]:
+    """Blocked authors and dropped items after a delta."""
+    labels = {change.item_id: change.values["policy"] for change in delta.changes if "policy" in change.values}
+    off = {item for item, label in labels.items() if label == "DROP"}
+    return (blocked | set(delta.block)) - set(delta.unblock), (dropped - labels.keys()) | off
+
+
+def _words(home: Home) -> tuple[int, frozenset[str], frozenset[str]]:
+    """Of the current snapshot: its last delta, the blocked authors and the dropped items."""
+    path = home.catalogue / f"{current_version(home)}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            words = json.loads(stored["words"].tobytes())
+            return int(stored["sequence"]), frozenset(words["blocked"]), frozenset(words["dropped"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise IntegrityError(f"{path} cannot be read: {error}.", "Write the catalogue's snapshot again.") from error
+
+
+def _readable(home: Home, number: int) -> Delta | None:
+    try:
+        return read_delta(home, number)
+    except IntegrityError:
+        return None
 
 
 def _column(items: Columns, name: str, count: int) -> Sequence[Any]:
@@ -268,13 +313,13 @@ def _micros(value: Any, name: str) -> int:
         if name == "created_ts":
             raise InputError("An item of the catalogue has no created_ts.", "Give its time of creation.")
         return UNKNOWN
-    if isinstance(value, datetime):
-        return (value - _EPOCH) // timedelta(microseconds=1)
-    return int(value)
+    try:
+        return micros(value)
+    except (ValueError, TypeError, OverflowError):
+        raise InputError(f"An item's {name} is {value!r}.", "Give UTC microseconds since 1970.") from None
 
 
-def _indices(values: Sequence[Any], vocabulary: tuple[str, ...], name: str) -> Ints:
-    for value in values:
-        if value not in vocabulary:
-            raise InputError(f"An item's {name} is {value!r}.", f"Use one of {', '.join(vocabulary)}.")
-    return np.array([vocabulary.index(value) for value in values], np.int64)
+def _known(value: Any, vocabulary: tuple[str, ...], name: str) -> int:
+    if value not in vocabulary:
+        raise InputError(f"An item's {name} is {value!r}.", f"Use one of {', '.join(vocabulary)}.")
+    return vocabulary.index(value)

@@ -5,11 +5,21 @@ Imported only by the server's Python, where `triton_python_backend_utils` exists
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from omnifeed.errors import UnavailableError
 from omnifeed.serving.recommend.parts import OUTPUTS, Arrays, as_batched
+
+_request = threading.local()  # the thread that makes an index asks the same models for nobody's request
+
+
+def traced_by(request: Any) -> None:
+    """What this thread asks of other models from now on belongs to the trace of this request."""
+    _request.trace = {"trace": request.trace()}
 
 
 class BlsParts:
@@ -35,6 +45,7 @@ class BlsParts:
             model_name=f"{part}_{self._number}",
             model_version=1,
             requested_output_names=list(OUTPUTS[part]),
+            **getattr(_request, "trace", {}),
             inputs=[
                 pb_utils.Tensor(name, np.ascontiguousarray(value)) for name, value in as_batched(part, inputs).items()
             ],

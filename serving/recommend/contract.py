@@ -6,9 +6,10 @@ The client and the server's model read the same names from here. A request that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from omnifeed.errors import InputError
 from omnifeed.export.encode import ACTIONS
@@ -49,12 +50,40 @@ OUTPUT_TYPES = {
     "scores": "FP32",
     "sources": "BYTES",
     "propensities": "FP32",  # NaN where nothing was sampled
+    "interstitial": "BOOL",  # to be shown behind a warning
     "degraded": "BYTES",
     "arm": "BYTES",
     "release": "BYTES",
     "experiment": "BYTES",
     "request_id": "BYTES",
+    "stage_ms": "FP32",  # in the order of Stage, NaN where the request did not pass
 }
+#: How many values an input may have; one where nothing is said.
+MAX_VALUES = {
+    "candidates": MAX_CANDIDATES,
+    "exclude": MAX_EXCLUDED,
+    **dict.fromkeys(("history_item", "history_action", "history_scenario", "history_ts"), MAX_HISTORY),
+}
+
+
+class Refusal(StrEnum):
+    """Why a request gets no answer; each is counted."""
+
+    MALFORMED = "malformed"
+    OVERSIZED = "oversized"
+    REPLAYED = "replayed"  # its request_id belongs to another request, or came too often
+    TOO_MANY = "too_many"  # of one user
+
+
+class RefusedError(InputError):
+    """A request that is not answered."""
+
+    def __init__(self, kind: Refusal, problem: str, action: str) -> None:
+        super().__init__(problem, action)
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.kind, self.problem, self.action)
 
 
 class Source(StrEnum):
@@ -83,6 +112,19 @@ class Reason(StrEnum):
     RETRIEVAL_ORDER = "retrieval_order"  # not ranked
     TRENDING_ORDER = "trending_order"  # no model took part although the release has one
     EXPOSURES_NOT_LOGGED = "exposures_not_logged"  # the log could not be written; counted as a loss
+
+
+class Stage(StrEnum):
+    """Where a request's time goes, in the order in which it passes."""
+
+    FEATURES = "features"  # the read of the user's row
+    ENCODE = "encode"
+    USER_ENCODER = "user_encoder"
+    RETRIEVAL = "retrieval"  # the filters included
+    RANKER = "ranker"
+    SLATE = "slate"
+    LOG = "log"
+    TOTAL = "total"  # all of it inside `recommend`, what lies between the stages included
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,24 +158,26 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One slate. The four lists are parallel."""
+    """One slate. The lists are parallel."""
 
     item_ids: tuple[str, ...]
     scores: tuple[float, ...]
     sources: tuple[Source, ...]
     propensities: tuple[float, ...] | None  # None unless the slate was sampled; see `slate.explore`
+    interstitial: tuple[bool, ...]  # the item's policy asks for a warning before it is shown
     degraded: tuple[Reason, ...]
     arm: str
     release: str  # that made the answer; not the arm's where degraded holds CHAMPION_ANSWER
     experiment: str  # "none" outside an experiment
     request_id: str
+    stages: Mapping[Stage, float] = field(default_factory=dict, compare=False)  # milliseconds
 
 
 def check(request: Request) -> None:
     """Refuse what breaks a limit.
 
     Raises:
-        InputError: names the field, and what is allowed.
+        RefusedError: names the field, and what is allowed.
     """
     _text("user_id", request.user_id, MAX_ID_CHARS)
     _text("request_id", request.request_id, MAX_ID_CHARS)
@@ -142,9 +186,11 @@ def check(request: Request) -> None:
         if value is not None:
             _text(name, value, MAX_NAME_CHARS)
     if not 1 <= request.k <= MAX_K:
-        raise InputError(f"k is {request.k}.", f"Ask for 1 to {MAX_K} items.")
+        kind = Refusal.OVERSIZED if request.k > MAX_K else Refusal.MALFORMED
+        raise RefusedError(kind, f"k is {request.k}.", f"Ask for 1 to {MAX_K} items.")
     if request.query is not None and len(request.query.encode("utf-8", "surrogatepass")) > MAX_QUERY_BYTES:
-        raise InputError(f"The query has more than {MAX_QUERY_BYTES:,} bytes.", "Send a shorter one.")
+        problem = f"The query has more than {MAX_QUERY_BYTES:,} bytes."
+        raise RefusedError(Refusal.OVERSIZED, problem, "Send a shorter one.")
     if request.now is not None:
         _time("now", request.now)
     _ids("candidates", request.candidates or (), MAX_CANDIDATES)
@@ -157,10 +203,12 @@ def _history(history: History) -> None:
     _ids("history_item", history.items, MAX_HISTORY)
     lengths = {len(history.items), len(history.actions), len(history.scenarios), len(history.ts)}
     if len(lengths) != 1:
-        raise InputError(f"The history's lists have lengths {sorted(lengths)}.", "Give parallel lists.")
+        problem = f"The history's lists have lengths {sorted(lengths)}."
+        raise RefusedError(Refusal.MALFORMED, problem, "Give parallel lists.")
     for action in history.actions:
         if action not in ACTIONS:
-            raise InputError(f"The history names an action {action[:MAX_NAME_CHARS]!r}.", f"Use {', '.join(ACTIONS)}.")
+            problem = f"The history names an action {action[:MAX_NAME_CHARS]!r}."
+            raise RefusedError(Refusal.MALFORMED, problem, f"Use {', '.join(ACTIONS)}.")
     for scenario in history.scenarios:
         _text("history_scenario", scenario, MAX_NAME_CHARS)
     for ts in history.ts:
@@ -169,18 +217,20 @@ def _history(history: History) -> None:
 
 def _ids(name: str, values: Sequence[str], limit: int) -> None:
     if len(values) > limit:
-        raise InputError(f"{name} has {len(values):,} entries.", f"Send at most {limit:,}.")
+        raise RefusedError(Refusal.OVERSIZED, f"{name} has {len(values):,} entries.", f"Send at most {limit:,}.")
     for value in values:
         _text(name, value, MAX_ID_CHARS)
 
 
 def _text(name: str, value: str, limit: int) -> None:
     if not value or len(value) > limit:
-        raise InputError(f"{name} has {len(value):,} characters.", f"Send 1 to {limit}.")
+        kind = Refusal.OVERSIZED if value else Refusal.MALFORMED
+        raise RefusedError(kind, f"{name} has {len(value):,} characters.", f"Send 1 to {limit}.")
     if not value.isprintable():
-        raise InputError(f"{name} holds characters that cannot be printed.", "Send printable text.")
+        problem = f"{name} holds characters that cannot be printed."
+        raise RefusedError(Refusal.MALFORMED, problem, "Send printable text.")
 
 
 def _time(name: str, value: int) -> None:
     if not 0 <= value < MAX_TS:
-        raise InputError(f"{name} is {value}.", "Send UTC microseconds since 1970.")
+        raise RefusedError(Refusal.MALFORMED, f"{name} is {value}.", "Send UTC microseconds since 1970.")

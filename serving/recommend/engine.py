@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from omnifeed.config import ServingConfig
 from omnifeed.errors import InputError, UnavailableError
-from omnifeed.export.catalogue import Bools
+from omnifeed.export.catalogue_state import Bools
+from omnifeed.export.delta import POLICIES
 from omnifeed.export.encode import (
     ACTIONS,
     MAX_QUERY_CHARS,
@@ -28,10 +29,13 @@ from omnifeed.export.encode import (
     text_vector,
 )
 from omnifeed.serving.recommend import retrieve, slate
-from omnifeed.serving.recommend.contract import Answer, Reason, Request, Source, check
+from omnifeed.serving.recommend.contract import Answer, Reason, Request, Source, Stage, check
 from omnifeed.serving.recommend.exposures import ExposureLog
+from omnifeed.serving.recommend.feature_log import Asked, FeatureLog
 from omnifeed.serving.recommend.index import Index
+from omnifeed.serving.recommend.limits import Limits
 from omnifeed.serving.recommend.live import Live, Loaded, State
+from omnifeed.serving.recommend.metrics import Metrics, Stages
 from omnifeed.serving.recommend.retrieve import Candidates
 from omnifeed.serving.recommend.routing import Route
 
@@ -62,6 +66,8 @@ class Recommender:
         exposures: where answers are logged.
         clock: UTC microseconds now.
         simulated_clock: whether requests may carry their own `now`.
+        feature_log: where a share of the requests leaves the model's inputs and outputs; None: nowhere.
+        metrics: what is counted; None: counts that nobody reads.
     """
 
     def __init__(
@@ -72,6 +78,8 @@ class Recommender:
         config: ServingConfig,
         clock: Callable[[], int],
         simulated_clock: bool,
+        feature_log: FeatureLog | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._live = live
         self._features = features
@@ -79,6 +87,9 @@ class Recommender:
         self._config = config
         self._clock = clock
         self._simulated = simulated_clock
+        self._feature_log = feature_log
+        self._limits = Limits(config)
+        self._metrics = metrics or Metrics(())
 
     def recommend(self, request: Request) -> Answer:
         """Answer one request and log its exposures.
@@ -87,29 +98,56 @@ class Recommender:
             InputError: the request breaks a limit, names no arm that there is, or carries `now` on a real clock.
             UnavailableError: there is no catalogue or no champion yet.
         """
+        stage = Stages()
+        with stage(Stage.TOTAL):
+            answer = self._answered(request, stage)
+        if not request.probe:
+            self._metrics.answered(request, answer)
+        return answer
+
+    def _answered(self, request: Request, stage: Stages) -> Answer:
         check(request)
+        if not request.probe:
+            self._limits.admit(request)
         if request.now is not None and not self._simulated:
             raise InputError("now was given to a server with a real clock.", "Leave it out.")
         now = request.now if request.now is not None else self._clock()
         state = self._live.state
         route = state.routing.route(request.user_id, request.arm, now)
-        if state.catalogue is None:
+        if state.catalogue is None or state.trending is None:
             raise UnavailableError("The server has no catalogue yet.", "Write a snapshot, or ask again in a second.")
-        call = _Call(self._config, self._features, state, request, now)
+        call = _Call(self._config, self._features, state, request, now, stage)
         call.answer(route)
         answer = Answer(
             item_ids=tuple(call.item_ids),
             scores=tuple(call.scores),
             sources=tuple(call.sources),
             propensities=call.propensities,
+            interstitial=tuple(call.interstitial),
             degraded=tuple(dict.fromkeys(call.degraded)),
             arm=route.arm,
             release=call.release,
             experiment=route.experiment,
             request_id=request.request_id,
+            stages=stage.ms,
         )
-        if not request.probe and not self._exposures.append(request, answer, call.query, now):
+        if request.probe:
+            return answer
+        with stage(Stage.LOG):
+            return self._logged(request, answer, call, now)
+
+    def _logged(self, request: Request, answer: Answer, call: _Call, now: int) -> Answer:
+        if call.row is not None:
+            self._metrics.read(call.row.as_of, now)
+        if not self._exposures.append(request, answer, call.query, now):
             answer = replace(answer, degraded=(*answer.degraded, Reason.EXPOSURES_NOT_LOGGED))
+        log_features = self._feature_log
+        if log_features is not None and log_features.wants(request.request_id, now):
+            inputs = call.asked.inputs(call.row, call.places) if call.asked is not None else None
+            if inputs is not None:
+                lost = log_features.lost
+                log_features.append(request, answer, inputs, call.query, now)
+                self._metrics.feature_log_lost(log_features.lost - lost)
         return answer
 
 
@@ -117,20 +155,30 @@ class _Call:
     """One request on its way."""
 
     def __init__(
-        self, config: ServingConfig, features: Features | None, state: State, request: Request, now: int
+        self,
+        config: ServingConfig,
+        features: Features | None,
+        state: State,
+        request: Request,
+        now: int,
+        stage: Stages,
     ) -> None:
         self.config, self.features, self.state, self.request, self.now = config, features, state, request, now
+        self.stage = stage
         self.degraded: list[Reason] = []
         self.query = (request.query or "")[:MAX_QUERY_CHARS] or None
         if request.query is not None and len(request.query) > MAX_QUERY_CHARS:
             self.degraded.append(Reason.QUERY_TRUNCATED)
         self.count = max(config.retrieve, request.k)
         self.row: UserRow | None = None
+        self.asked: Asked | None = None  # the network that answered; None where none did
+        self.places: tuple[int, ...] = ()  # of the answer's items, in the candidates' order
         self.release = ""
         self.item_ids: list[str] = []
         self.scores: list[float] = []
         self.sources: list[Source] = []
         self.propensities: tuple[float, ...] | None = None
+        self.interstitial: list[bool] = []
 
     def answer(self, route: Route) -> None:
         """Fill the slate from the route's release, its fallback, or what trends."""
@@ -161,6 +209,10 @@ class _Call:
         return loaded.index, self._network(loaded, strict)
 
     def _trending(self, index: Index) -> Candidates:
+        with self.stage(Stage.RETRIEVAL):
+            return self._what_trends(index)
+
+    def _what_trends(self, index: Index) -> Candidates:
         mask, query = self._mask(index), self._query_vector(index)
         if self.request.candidates is None:
             return retrieve.trending(index, self.request.scenario, query, mask, self.count)
@@ -171,46 +223,49 @@ class _Call:
     def _network(self, loaded: Loaded, strict: bool) -> Candidates:
         index, parts = loaded.index, loaded.parts
         assert parts is not None
-        assert index.vec is not None
-        assert index.key is not None
         inputs: dict[str, npt.NDArray[Any]] = self._encoded(index)
         query = inputs["query"][0] if self.query else None
         inputs["hist_vec"] = index.vec[inputs.pop("hist_row")]
         try:
-            user = parts.user_encoder(inputs)
+            with self.stage(Stage.USER_ENCODER):
+                user = parts.user_encoder(inputs)
         except Exception as error:
             log.error("user encoder of release %s: %s", loaded.release.number, type(error).__name__)
             raise _PartFailedError(Reason.USER_ENCODER_FAILED) from None
         if not (np.isfinite(user["user_vec"]).all() and np.isfinite(user["trend_weight"]).all()):
             raise _PartFailedError(Reason.NAN_SCORES)
-        mask, user_vec = self._mask(index), user["user_vec"][0]
-        scenario, weight = self.request.scenario, np.float32(user["trend_weight"].item())
-        if self.request.candidates is None:
-            found = retrieve.dense(index, user_vec, scenario, query, mask, self.count, weight)
-        else:
-            found = retrieve.own_dense(index, self._own(index, mask), user_vec, scenario, weight)
+        history = int(inputs["hist_mask"].sum())
+        asked = Asked(index, inputs["user_dense"][0], history, loaded.release.tasks)
+        user_vec, weight = user["user_vec"][0], np.float32(user["trend_weight"].item())
+        with self.stage(Stage.RETRIEVAL):
+            found = self._found(index, user_vec, query, weight)
+        self.asked = asked
         if not len(found.rows):
             return found
+        asked.rows = found.rows
+        asked.candidate_dense = self._candidate_dense(index, found, inputs["query"][0])
         try:
-            ranked = parts.ranker(
-                {
-                    "states": user["states"],
-                    "states_mask": user["states_mask"],
-                    "request_state": user["request_state"],
-                    "scenario": inputs["scenario"],
-                    "cand_vec": index.vec[found.rows][None],
-                    "cand_dense": self._candidate_dense(index, found, inputs["query"][0])[None],
-                }
-            )["probabilities"][0]
+            given = {
+                "states": user["states"],
+                "states_mask": user["states_mask"],
+                "request_state": user["request_state"],
+                "scenario": inputs["scenario"],
+                "cand_vec": index.vec[found.rows][None],
+                "cand_dense": asked.candidate_dense[None],
+            }
+            with self.stage(Stage.RANKER):
+                ranked = parts.ranker(given)["probabilities"][0]
             reason = None if np.isfinite(ranked).all() else Reason.NAN_SCORES
         except Exception as error:
             log.error("ranker of release %s: %s", loaded.release.number, type(error).__name__)
             reason = Reason.RANKER_FAILED
         if reason is not None:
             if strict:
+                self.asked = None
                 raise _PartFailedError(reason)
             self.degraded += [reason, Reason.RETRIEVAL_ORDER]
             return found
+        asked.probabilities = ranked
         price = index.catalogue.price[found.rows - 1]
         scores = slate.values(
             ranked,
@@ -223,13 +278,20 @@ class _Call:
         )
         return Candidates(found.rows, scores, found.sources)
 
+    def _found(self, index: Index, user_vec: Floats, query: Floats | None, weight: np.float32) -> Candidates:
+        mask, scenario = self._mask(index), self.request.scenario
+        if self.request.candidates is None:
+            return retrieve.dense(index, user_vec, scenario, query, mask, self.count, weight)
+        return retrieve.own_dense(index, self._own(index, mask), user_vec, scenario, weight)
+
     def _encoded(self, index: Index) -> dict[str, npt.NDArray[Any]]:
         request = self.request
         for user in (self._user_row(), UserRow({})):
             try:
-                return encode_request(
-                    request.user_id, request.scenario, self.query, self.now, user, index.rows, index.spec
-                )
+                with self.stage(Stage.ENCODE):
+                    return encode_request(
+                        request.user_id, request.scenario, self.query, self.now, user, index.rows, index.spec
+                    )
             except (ValueError, TypeError, OverflowError):
                 self.degraded.append(Reason.NO_FEATURES)  # a stored row that cannot be read
         raise _PartFailedError(Reason.USER_ENCODER_FAILED)
@@ -243,7 +305,8 @@ class _Call:
         try:
             if self.features is None:
                 raise UnavailableError("No feature server is configured.", "Start one.")
-            stored = self.features.user(request.user_id, self.config.feature_deadline_ms / 1000)
+            with self.stage(Stage.FEATURES):
+                stored = self.features.user(request.user_id, self.config.feature_deadline_ms / 1000)
             if not stored.values and not stored.history_item:
                 self.degraded.append(Reason.UNKNOWN_USER)
         except UnavailableError:
@@ -261,7 +324,17 @@ class _Call:
         return self.row
 
     def _mask(self, index: Index) -> Bools:
-        return retrieve.allowed(index, self.now, self.request.exclude)
+        """What may be shown to this user now: not excluded, not done away with by the user, and of the locale."""
+        rejected: list[str] = []
+        if self.config.seen or len(index.catalogue.locales) > 1:
+            row = self._user_row()
+            hidden = {1 + ACTIONS.index(action) for action in self.config.seen}
+            done = zip(row.history_item, row.history_action, strict=False)
+            rejected = [item for item, action in done if action in hidden]
+            locale = self.request.locale or row.values.get("locale")
+        else:
+            locale = self.request.locale
+        return retrieve.allowed(index, self.now, (*self.request.exclude, *rejected), locale)
 
     def _query_vector(self, index: Index) -> Floats | None:
         return text_vector(self.query, index.spec.text_dims, index.spec.salt) if self.query else None
@@ -278,13 +351,17 @@ class _Call:
         return candidate_dense(
             catalogue.features_of(self.request.scenario)[items],
             catalogue.created_ts[items],
-            catalogue.on_air(self.now)[items],
+            catalogue.on_air(self.now, items),
             index.text[found.rows],
             query,
             self.now,
         )
 
     def _fill(self, index: Index, candidates: Candidates) -> None:
+        with self.stage(Stage.SLATE):
+            self._slate(index, candidates)
+
+    def _slate(self, index: Index, candidates: Candidates) -> None:
         request, config = self.request, self.config
         texts = index.catalogue.texts
         authors = index.catalogue.author[candidates.rows - 1]
@@ -303,5 +380,8 @@ class _Call:
         self.scores = [float(candidates.scores[place]) for place in chosen.places]
         self.sources = [candidates.sources[place] for place in chosen.places]
         self.propensities = chosen.propensities
+        self.places = chosen.places
+        labels = index.catalogue.policy[candidates.rows[list(chosen.places)] - 1]
+        self.interstitial = (labels == POLICIES.index("INTERSTITIAL")).tolist()
         if len(self.item_ids) < request.k:
             self.degraded.append(Reason.FEWER_THAN_K)

@@ -1,102 +1,173 @@
-"""A release's view of today's catalogue: one row an item, with the vectors that its item encoder gives.
+"""A release's view of the catalogue: one row an item and encoding, with the vectors that its item encoder gives.
 
-Rebuilt when the catalogue changes, and then only for items that are new or whose encoded columns changed; the rest is
-copied. Row 0 is the item that nobody knows, row i + 1 the catalogue's item i.
+Rows only grow while a snapshot lives: what a delta brings is encoded and put behind the rest. On a new snapshot what is
+encoded as before is copied. Row 0 is the item that nobody knows, row i + 1 the catalogue's row i.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from omnifeed.errors import UnavailableError
-from omnifeed.export.catalogue import Catalogue
+from omnifeed.export.catalogue_state import Bools, Catalogue
 from omnifeed.export.encode import EncodeSpec, Floats, Ints, encode_items, unknown_item
-from omnifeed.serving.recommend.parts import Parts
+from omnifeed.export.rows import Stack
+from omnifeed.serving.recommend.eligibility import Eligibility
+from omnifeed.serving.recommend.parts import Arrays, Parts
+
+if TYPE_CHECKING:
+    from omnifeed.serving.recommend.nearest import Near
 
 CHUNK = 512  # items a call of the item encoder
 
 
+class _Rows(Mapping[str, int]):
+    """item_id -> row of this index, from 1: of an item that moved to a row which is not encoded yet, the former."""
+
+    def __init__(self, catalogue: Catalogue, count: int) -> None:
+        self._catalogue, self._count = catalogue, count
+
+    def __getitem__(self, item_id: str) -> int:
+        row = self._catalogue.row(item_id, self._count)
+        if not row:
+            raise KeyError(item_id)
+        return row
+
+    def get(self, item_id: str, default: Any = None) -> Any:
+        """The row, or the default."""
+        return self._catalogue.row(item_id, self._count) or default
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __iter__(self) -> Iterator[str]:
+        return (item for item in self._catalogue.rows if self._catalogue.row(item, self._count))
+
+
 @dataclass(frozen=True, slots=True)
 class Index:
-    """N items of one catalogue as one release encodes them."""
+    """The first N rows of a catalogue as one release encodes them; the catalogue may have come further."""
 
     spec: EncodeSpec
     catalogue: Catalogue
-    rows: Mapping[str, int]  # item_id -> row, from 1
-    text: Floats  # [N + 1, text_dims]
-    vec: Floats | None  # [N + 1, d], raw, for tokens and ranking; None without a network
-    key: Floats | None  # [N + 1, d], unit length, for retrieval
+    stacks: Mapping[str, Stack]  # text, and with a network item_vec and item_key
+    near: Near | None = None  # of a large one
+    eligibility: Eligibility = field(default_factory=Eligibility, repr=False, compare=False)
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return len(self.text) - 1
+
+    @property
+    def rows(self) -> Mapping[str, int]:
+        """item_id -> row, from 1."""
+        return _Rows(self.catalogue, self.count)
+
+    @property
+    def text(self) -> Floats:
+        """[N + 1, text_dims]."""
+        return self.stacks["text"].rows
+
+    @property
+    def vec(self) -> Floats:
+        """[N + 1, d], raw, for tokens and ranking; KeyError without a network."""
+        return self.stacks["item_vec"].rows
+
+    @property
+    def key(self) -> Floats:
+        """[N + 1, d], unit length, for retrieval; KeyError without a network."""
+        return self.stacks["item_key"].rows
+
+    @property
+    def complete(self) -> bool:
+        """Whether it holds every row that its catalogue has."""
+        return self.count == len(self.catalogue)
+
+    def on(self, catalogue: Catalogue) -> Index:
+        """The same rows under a later state of their catalogue."""
+        return self if catalogue is self.catalogue else replace(self, catalogue=catalogue)
+
+    def shown(self, now: int, locale: str | None) -> Bools:
+        """bool [N]: what may be shown now, to a request of this locale."""
+        return self.eligibility.mask(self.catalogue, self.count, now, locale)
+
+    def trending_of(self, scenario: str) -> Floats:
+        """float32 [N], see `Catalogue.trending_of`."""
+        return self.catalogue.trending_of(scenario)[: self.count]
 
 
 def build_index(spec: EncodeSpec, catalogue: Catalogue, parts: Parts | None, previous: Index | None = None) -> Index:
-    """Encode a catalogue.
+    """Encode what is not encoded yet.
 
     Args:
         parts: whose item encoder makes the vectors; None for a release without a network.
-        previous: of the same release, on a former catalogue: its unchanged items are not encoded again.
+        previous: of the same release, on a former state or a former snapshot: what it holds is not encoded again.
 
     Raises:
         UnavailableError: the item encoder's vectors are not finite.
         Exception: whatever `parts` raises; nothing is kept.
     """
-    rows = {str(item): row for row, item in enumerate(catalogue.texts["item_id"], start=1)}
-    origin = _origins(catalogue, rows, previous)
-    fresh = np.flatnonzero(origin < 0)
-    columns: dict[str, list[Floats]] = {"text": [], "item_vec": [], "item_key": []}
-    for start in range(0, len(fresh), CHUNK):
-        numbers = [int(row) - 1 for row in fresh[start : start + CHUNK]]
-        known = encode_items(catalogue.columns([max(number, 0) for number in numbers]), spec) if len(catalogue) else {}
-        if numbers[0] < 0:  # row 0, first of the first chunk
-            unknown = unknown_item(spec)
-            known = {name: np.concatenate([unknown[name], known[name][1:]]) for name in known} or unknown
-        columns["text"].append(known["text"])
-        if parts is not None:
-            outputs = parts.item_encoder(known)
-            for name in ("item_vec", "item_key"):
-                if not np.isfinite(outputs[name]).all():
-                    raise UnavailableError("The item encoder gave vectors that are not finite.", "Roll back.")
-                columns[name].append(outputs[name])
-
-    def merged(name: str, former: Floats | None) -> Floats:
-        encoded = np.concatenate(columns[name]) if columns[name] else None
-        width = (encoded if encoded is not None else former).shape[1]  # type: ignore[union-attr]
-        result = np.empty((len(origin), width), np.float32)
-        if encoded is not None:
-            result[fresh] = encoded
-        if former is not None:
-            same = np.flatnonzero(origin >= 0)
-            result[same] = former[origin[same]]
-        return result
-
-    return Index(
-        spec=spec,
-        catalogue=catalogue,
-        rows=rows,
-        text=merged("text", previous.text if previous else None),
-        vec=merged("item_vec", previous.vec if previous else None) if parts is not None else None,
-        key=merged("item_key", previous.key if previous else None) if parts is not None else None,
-    )
+    if previous is not None and previous.catalogue.base == catalogue.base:
+        missing = np.arange(previous.count + 1, len(catalogue) + 1)
+        if not len(missing):
+            return previous.on(catalogue)
+        encoded = _encoded(spec, catalogue, parts, missing)
+        stacks = {name: stack.extended(encoded[name]) for name, stack in previous.stacks.items()}
+        return replace(previous, catalogue=catalogue, stacks=stacks)
+    origin = _origins(catalogue, previous)
+    fresh, same = np.flatnonzero(origin < 0), np.flatnonzero(origin >= 0)
+    encoded = _encoded(spec, catalogue, parts, fresh)
+    if previous is None:
+        return Index(spec, catalogue, {name: Stack(rows) for name, rows in encoded.items()})
+    stacks = {}
+    for name, stack in previous.stacks.items():
+        merged = np.empty((len(origin), stack.rows.shape[1]), np.float32)
+        merged[same] = stack.rows[origin[same]]
+        if len(fresh):
+            merged[fresh] = encoded[name]
+        stacks[name] = Stack(merged)
+    return Index(spec, catalogue, stacks)
 
 
-def _origins(catalogue: Catalogue, rows: Mapping[str, int], previous: Index | None) -> Ints:
+def _encoded(spec: EncodeSpec, catalogue: Catalogue, parts: Parts | None, rows: Ints) -> dict[str, Floats]:
+    """text and the item encoder's vectors of these rows (from 1; 0 is the unknown item), in their order."""
+    pieces: dict[str, list[Floats]] = {}
+    for start in range(0, len(rows), CHUNK):
+        inputs = _inputs(spec, catalogue, rows[start : start + CHUNK].tolist())
+        vectors = {} if parts is None else parts.item_encoder(inputs)
+        for name in vectors:
+            if not np.isfinite(vectors[name]).all():
+                raise UnavailableError("The item encoder gave vectors that are not finite.", "Roll back.")
+        for name, matrix in {"text": inputs["text"], **vectors}.items():
+            pieces.setdefault(name, []).append(matrix)
+    return {name: np.concatenate(matrices) for name, matrices in pieces.items()}
+
+
+def _inputs(spec: EncodeSpec, catalogue: Catalogue, rows: Sequence[int]) -> Arrays:
+    """The item encoder's inputs; row 0 can only be the first."""
+    unknown = unknown_item(spec) if rows[0] == 0 else {}
+    numbers = [row - 1 for row in rows if row]
+    if not numbers:
+        return unknown
+    known = encode_items(catalogue.columns(numbers), spec)
+    return {name: np.concatenate([unknown[name], known[name]]) for name in known} if unknown else known
+
+
+def _origins(catalogue: Catalogue, previous: Index | None) -> Ints:
     """int64 [N + 1]: the former row of what is encoded as before, -1 of what is new or changed."""
-    origin = np.full(len(rows) + 1, -1, np.int64)
+    origin = np.full(len(catalogue) + 1, -1, np.int64)
     if previous is None:
         return origin
     origin[0] = 0
-    before = previous.catalogue
-    names = [name for name in catalogue.texts if name != "item_id"]
-    for item, row in rows.items():
-        former = previous.rows.get(item, 0)
-        if not former or not _same_price(catalogue.price[row - 1], before.price[former - 1]):
-            continue
-        if all(catalogue.texts[name][row - 1] == before.texts[name][former - 1] for name in names):
-            origin[row] = former
+    before = previous.catalogue.encoded[: previous.count]
+    if len(before):
+        order = np.argsort(before, kind="stable")
+        place = np.minimum(np.searchsorted(before, catalogue.encoded, sorter=order), len(before) - 1)
+        found = order[place]
+        origin[1:] = np.where(before[found] == catalogue.encoded, found + 1, -1)
     return origin
-
-
-def _same_price(one: float, other: float) -> bool:
-    return one == other or (one != one and other != other)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from omnifeed.export.catalogue import Bools
+from omnifeed.export.catalogue_state import Bools
 from omnifeed.export.encode import Floats, Ints
 from omnifeed.export.trending import retrieval_scores, trending_scores
 from omnifeed.serving.recommend.contract import Source
@@ -35,11 +35,12 @@ def source_of(source: Source, count: int) -> npt.NDArray[np.object_]:
     return np.full(count, source, np.object_)
 
 
-def allowed(index: Index, now: int, exclude: Iterable[str]) -> Bools:
-    """bool [N]: the catalogue's items that may be shown now and that the request does not exclude."""
-    mask = index.catalogue.eligible(now)
+def allowed(index: Index, now: int, exclude: Iterable[str], locale: str | None = None) -> Bools:
+    """bool [N]: the index's items that may be shown now, to a request of this locale, and that are not excluded."""
+    mask = index.shown(now, locale)
+    rows = index.rows
     for item in exclude:
-        row = index.rows.get(item, 0)
+        row = rows.get(item, 0)
         if row:
             mask[row - 1] = False
     return mask
@@ -61,6 +62,8 @@ def dense(
 ) -> Candidates:
     """The nearest items, and the most trending in a share of the places.
 
+    In a large catalogue both are looked for among the rows that `nearest` proposes.
+
     Args:
         user_vec: float32 [d].
         weight: of the trend in the scores, from the user encoder.
@@ -68,12 +71,15 @@ def dense(
     Returns:
         at most `count` candidates, all scored by `retrieval_scores`.
     """
-    assert index.key is not None
-    scores = retrieval_scores(index.key[1:] @ user_vec, index.catalogue.trending_of(scenario), weight)
+    pool = index.near.pool(user_vec, scenario, mask, count, weight) if index.near is not None else None
+    grown, keys, text = index.trending_of(scenario), index.key[1:], index.text[1:]
+    if pool is not None:
+        grown, keys, text, mask = grown[pool], keys[pool], text[pool], np.ones(len(pool), np.bool_)
+    scores = retrieval_scores(keys @ user_vec, grown, weight)
     nearest = _top(scores, mask, count)
     quota = int(count * TRENDING_SHARE)
     head = nearest[: count - quota]
-    trend = trending(index, scenario, query, mask, count).rows - 1
+    trend = _top(trending_scores(grown, None if query is None else text @ query), mask, count)
     joined = trend[~np.isin(trend, head)][:quota]
     rest = nearest[count - quota :]
     rest = rest[~np.isin(rest, joined)][: count - len(head) - len(joined)]
@@ -81,19 +87,20 @@ def dense(
     order = np.argsort(-scores[rows], kind="stable")
     sources = source_of(Source.DENSE, len(rows))
     sources[len(head) : len(head) + len(joined)] = Source.TRENDING
-    return Candidates(rows[order] + 1, scores[rows[order]], sources[order])
+    chosen = rows[order] if pool is None else pool[rows[order]]
+    return Candidates(chosen + 1, scores[rows[order]], sources[order])
 
 
 def own(index: Index, items: Sequence[str], mask: Bools) -> Ints:
     """Rows of the caller's candidates that may be shown, each once, in the caller's order."""
-    rows = [index.rows.get(item, 0) for item in dict.fromkeys(items)]
+    known = index.rows
+    rows = [known.get(item, 0) for item in dict.fromkeys(items)]
     return np.array([row for row in rows if row and mask[row - 1]], np.int64)
 
 
 def own_dense(index: Index, rows: Ints, user_vec: Floats, scenario: str, weight: np.float32) -> Candidates:
     """The caller's candidates, scored as `dense` scores."""
-    assert index.key is not None
-    grown = index.catalogue.trending_of(scenario)[rows - 1]
+    grown = index.trending_of(scenario)[rows - 1]
     scores = retrieval_scores(index.key[rows] @ user_vec, grown, weight)
     return Candidates(rows, scores, source_of(Source.CANDIDATE, len(rows)))
 
@@ -105,7 +112,7 @@ def own_trending(index: Index, rows: Ints, scenario: str, query: Floats | None) 
 
 def _trending_scores(index: Index, scenario: str, query: Floats | None) -> Floats:
     match = index.text[1:] @ query if query is not None else None
-    return trending_scores(index.catalogue.trending_of(scenario), match)
+    return trending_scores(index.trending_of(scenario), match)
 
 
 def _top(scores: Floats, mask: Bools, count: int) -> npt.NDArray[np.int64]:

@@ -9,8 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from omnifeed.errors import InputError
-from omnifeed.serving.recommend.contract import Answer, History, Request
+from omnifeed.serving.recommend.contract import (
+    MAX_QUERY_BYTES,
+    MAX_VALUES,
+    Answer,
+    History,
+    Refusal,
+    RefusedError,
+    Request,
+    Stage,
+)
 
 Array = npt.NDArray[Any]
 
@@ -18,16 +26,23 @@ Array = npt.NDArray[Any]
 def request_from_tensors(tensors: Mapping[str, Array]) -> Request:
     """A request; an empty string of an optional input counts as absent, a missing request_id gets a random one.
 
+    Sizes are looked at before anything is decoded.
+
     Raises:
-        InputError: a tensor holds more or less than one value where one is asked for, or is not UTF-8.
+        RefusedError: a tensor holds more or fewer values than it may, or is not UTF-8.
     """
+    for name, tensor in tensors.items():
+        limit = MAX_VALUES.get(name, 1)
+        if tensor.size > limit:
+            raise RefusedError(Refusal.OVERSIZED, f"{name} has {tensor.size:,} values.", f"Send at most {limit:,}.")
 
     def one(name: str) -> Any:
         tensor = tensors.get(name)
         if tensor is None:
             return None
         if tensor.size != 1:
-            raise InputError(f"{name} has {tensor.size} values.", "Send one.")
+            kind = Refusal.OVERSIZED if tensor.size else Refusal.MALFORMED
+            raise RefusedError(kind, f"{name} has {tensor.size} values.", "Send one.")
         return tensor.reshape(-1)[0]
 
     def text(name: str) -> str | None:
@@ -78,11 +93,13 @@ def answer_tensors(answer: Answer) -> dict[str, Array]:
         "scores": np.array(answer.scores, np.float32),
         "sources": _texts(*answer.sources),
         "propensities": np.array(propensities, np.float32),
+        "interstitial": np.array(answer.interstitial, np.bool_),
         "degraded": _texts(*answer.degraded),
         "arm": _texts(answer.arm),
         "release": _texts(answer.release),
         "experiment": _texts(answer.experiment),
         "request_id": _texts(answer.request_id),
+        "stage_ms": np.array([answer.stages.get(stage, np.nan) for stage in Stage], np.float32),
     }
 
 
@@ -92,7 +109,10 @@ def _texts(*values: str) -> Array:
 
 def _decoded(name: str, value: Any) -> str:
     raw = value if isinstance(value, bytes) else str(value).encode()
+    if len(raw) > MAX_QUERY_BYTES:
+        problem = f"{name} has more than {MAX_QUERY_BYTES:,} bytes."
+        raise RefusedError(Refusal.OVERSIZED, problem, "Send a shorter one.")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
-        raise InputError(f"{name} is not UTF-8.", "Send UTF-8 text.") from None
+        raise RefusedError(Refusal.MALFORMED, f"{name} is not UTF-8.", "Send UTF-8 text.") from None

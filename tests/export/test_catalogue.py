@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omnifeed.errors import InputError, IntegrityError, UnavailableError
-from omnifeed.export.catalogue import KEPT, TRENDING, Strings, current_version, load_snapshot, write_snapshot
+from omnifeed.export.catalogue import KEPT, current_version, load_snapshot, write_snapshot
+from omnifeed.export.catalogue_state import TRENDING
 from omnifeed.export.encode import dense
+from omnifeed.export.strings import Strings
 from omnifeed.features.spec import ITEM_DENSE
 from omnifeed.home import Home
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from omnifeed.config import ServingConfig
 from omnifeed.errors import InputError, UnavailableError
-from omnifeed.experiment.assignment import Arm, Experiment, assign
+from omnifeed.experiment.assignment import Arm, Experiment, Holdback, assign
 from omnifeed.experiment.ledger import Ledger
 from omnifeed.export.catalogue import load_snapshot, write_snapshot
 from omnifeed.export.encode import MAX_QUERY_CHARS, UserRow
@@ -83,9 +83,8 @@ class Server:
         self.broken: dict[str, set[str]] = {}
         self.live = Live(home, config(), self.open)
         self.log = ExposureLog(home, 123)
-        self.recommender = Recommender(
-            self.live, self.store, self.log, serving or config().serving, lambda: NOW, simulated_clock=True
-        )
+        unlimited = replace(serving or config().serving, user_burst=0, repeats=0)
+        self.recommender = Recommender(self.live, self.store, self.log, unlimited, lambda: NOW, simulated_clock=True)
 
     def open(self, number: str) -> Parts:
         broken = self.broken.setdefault(number, set())
@@ -377,6 +376,50 @@ def test_a_promotion_and_a_new_split_need_no_restart(tmp_path: Path) -> None:
     experiment(home, ("champion", "1", 0.0), ("challenger", "0", 1.0))
     assert server.live.refresh()
     assert (server.ask().arm, server.ask().release) == ("challenger", "0")
+
+
+def test_the_hold_back_group_keeps_its_release_through_experiments_and_promotions(tmp_path: Path) -> None:
+    home = copied(tmp_path / "home")
+    variant(home, "2", lambda folder: None)
+    Ledger(home).append("BOOTSTRAP", {"release": "0"}, NOW)
+    group = Holdback("held", 0.3, "0", NOW)
+    write_json(home.experiments / "holdback.json", group.to_dict())
+    server = Server(home)
+    server.live.refresh()
+    Ledger(home).append("PROMOTE", {"release": "1"}, NOW, expected_champion="0")
+    users = [f"u{number}" for number in range(40)]
+    held = {user for user in users if group.holds(user)}
+    assert 0 < len(held) < len(users)
+    for running in (False, True):
+        if running:
+            experiment(home, ("champion", "1", 0.5), ("challenger", "2", 0.5))
+        assert server.live.refresh()
+        answers = {user: server.ask(user_id=user) for user in users}
+        assert {user for user, answer in answers.items() if answer.arm == "holdback"} == held
+        assert {answers[user].release for user in held} == {"0"}
+        assert {answers[user].release for user in set(users) - held} == ({"1", "2"} if running else {"1"})
+        logged = server.exposures("trial" if running else "none")
+        assert {line["user_id"] for line in logged if line["arm"] == "holdback"} == held
+    holdback = home.experiments / "holdback.json"
+    holdback.unlink()
+    assert server.live.refresh()
+    assert {server.ask(user_id=user).arm for user in users} == {"champion", "challenger"}
+
+
+@pytest.mark.parametrize("part", ["user_encoder", "ranker"])
+def test_a_held_user_is_not_given_the_champion_where_the_groups_release_fails(tmp_path: Path, part: str) -> None:
+    home = copied(tmp_path / "home")
+    variant(home, "2", lambda folder: None)
+    Ledger(home).append("BOOTSTRAP", {"release": "2"}, NOW)
+    write_json(home.experiments / "holdback.json", Holdback("held", 0.999999, "1", NOW).to_dict())
+    server = Server(home)
+    server.live.refresh()
+    server.parts["1"].broken.add(part)
+    answer = server.ask()
+    assert (answer.arm, answer.release) == ("holdback", "1")
+    assert Reason.CHAMPION_ANSWER not in answer.degraded
+    assert answer.degraded
+    assert len(answer.item_ids) == 5
 
 
 def test_routing_that_cannot_be_read_leaves_the_former(server: Server) -> None:

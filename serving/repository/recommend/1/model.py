@@ -7,7 +7,6 @@ OMNIFEED_SIMULATED_CLOCK=1.
 
 import logging
 import os
-import sys
 import threading
 import time
 from pathlib import Path
@@ -18,11 +17,15 @@ from omnifeed.config import Config
 from omnifeed.errors import OmnifeedError, UnavailableError
 from omnifeed.features.online import FeatureClient
 from omnifeed.home import Home
-from omnifeed.serving.recommend.bls import BlsParts
+from omnifeed.serving.recommend import journal
+from omnifeed.serving.recommend.bls import BlsParts, traced_by
 from omnifeed.serving.recommend.contract import ERROR_SEPARATOR, INPUT_TYPES
 from omnifeed.serving.recommend.engine import Recommender
+from omnifeed.serving.recommend.exporter import Exporter
 from omnifeed.serving.recommend.exposures import ExposureLog
+from omnifeed.serving.recommend.feature_log import FeatureLog
 from omnifeed.serving.recommend.live import Live
+from omnifeed.serving.recommend.metrics import Metrics
 from omnifeed.serving.recommend.tensors import answer_tensors, request_from_tensors
 
 POLL_S = 0.5  # how often routing and catalogue are looked at
@@ -37,12 +40,16 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Read the settings and start looking at routing and catalogue."""
-        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+        journal.start()
         home = Home.from_env()
         config = Config.from_json(Path(os.environ["OMNIFEED_CONFIG"]).read_text(encoding="utf-8"))
         host, _, port = os.environ.get("OMNIFEED_FEATURES", "").rpartition(":")
-        self.exposures = ExposureLog(home, time.time_ns() // 1000)
+        started = time.time_ns() // 1000
+        self.exposures = ExposureLog(home, started)
+        self.features = FeatureLog(home, started, config.monitoring)
         self.live = Live(home, config, BlsParts)
+        self.metrics = Metrics(config.data.scenarios)
+        self.exporter = Exporter(self.metrics)
         self.recommender = Recommender(
             self.live,
             FeatureClient(host, int(port)) if host else None,
@@ -50,19 +57,38 @@ class TritonPythonModel:
             config.serving,
             clock=lambda: time.time_ns() // 1000,
             simulated_clock=os.environ.get("OMNIFEED_SIMULATED_CLOCK") == "1",
+            feature_log=self.features,
+            metrics=self.metrics,
         )
         self.stopping, self.complete = threading.Event(), threading.Event()
-        self.poller = threading.Thread(target=self.poll, name="omnifeed-live", daemon=True)
-        self.poller.start()
+        self.pollers = [threading.Thread(target=one, daemon=True) for one in (self.follow, self.build, self.count)]
+        for poller in self.pollers:
+            poller.start()
 
-    def poll(self):
-        """Refresh until the model is unloaded; a failure is logged and tried again."""
+    def follow(self):
+        """Look at routing and catalogue until the model is unloaded; what fails is logged and tried again."""
         while not self.stopping.wait(POLL_S if self.complete.is_set() else START_POLL_S):
             try:
-                if self.live.refresh():
+                self.live.follow()
+            except Exception:
+                log.exception("following the catalogue failed")
+
+    def build(self):
+        """Encode what is new until the model is unloaded. It may wait for an item encoder; what is shown does not."""
+        while not self.stopping.wait(POLL_S if self.complete.is_set() else START_POLL_S):
+            try:
+                if self.live.build():
                     self.complete.set()
             except Exception:
-                log.exception("refresh failed")
+                log.exception("encoding the catalogue failed")
+
+    def count(self):
+        """Hand the counts over, apart from the building: that may take as long as encoding a catalogue takes."""
+        while not self.stopping.wait(POLL_S):
+            try:
+                self.exporter.flush(self.live.state, time.time_ns() // 1000)
+            except Exception:
+                log.exception("metrics not handed over")
 
     def execute(self, requests):
         """Answer the requests one by one; the first ones wait for the first index."""
@@ -73,33 +99,39 @@ class TritonPythonModel:
 
     def answer(self, request):
         """One response: the answer, or an error that names no path of this machine."""
+        tensors = {}
         try:
-            tensors = {}
+            traced_by(request)
             for name in INPUT_TYPES:
                 tensor = pb_utils.get_input_tensor_by_name(request, name)
                 if tensor is not None:
                     tensors[name] = tensor.as_numpy()
-            answer = self.recommender.recommend(request_from_tensors(tensors))
+            asked = request_from_tensors(tensors)
+            answer = self.recommender.recommend(asked)
+            journal.note_slow(asked, answer)
             return pb_utils.InferenceResponse(
                 [pb_utils.Tensor(name, value) for name, value in answer_tensors(answer).items()]
             )
         except UnavailableError as error:
-            return failure(error, pb_utils.TritonError.UNAVAILABLE)
+            return self.refused(error, "UNAVAILABLE", pb_utils.TritonError.UNAVAILABLE, tensors)
         except OmnifeedError as error:
-            return failure(error, pb_utils.TritonError.INVALID_ARG)
+            return self.refused(error, "INVALID_ARGUMENT", pb_utils.TritonError.INVALID_ARG, tensors)
         except Exception:
-            log.exception("recommend failed")
+            log.exception("recommend failed", extra=journal.named(tensors))
             error = OmnifeedError("The server could not answer this request.", "Its log says why; ask again.")
-            return failure(error, pb_utils.TritonError.INTERNAL)
+            return self.refused(error, "INTERNAL", pb_utils.TritonError.INTERNAL, tensors)
+
+    def refused(self, error, code, triton_code, tensors):
+        """Count and log an error, and make the response that a client can take apart again."""
+        self.metrics.refused(code, error)
+        log.info("refused %s", code, extra=journal.named(tensors))
+        text = f"{error.problem}{ERROR_SEPARATOR}{error.action}"
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, triton_code))
 
     def finalize(self):
         """Stop looking, close the log."""
         self.stopping.set()
-        self.poller.join(timeout=10)
+        for poller in self.pollers:
+            poller.join(timeout=10)
         self.exposures.close()
-
-
-def failure(error, code):
-    """An error response that a client can take apart again."""
-    text = f"{error.problem}{ERROR_SEPARATOR}{error.action}"
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, code))
+        self.features.close()
