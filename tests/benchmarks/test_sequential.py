@@ -62,6 +62,16 @@ def test_one_setting_is_tried_on_validation_and_then_the_whole_table_is_written(
     run(command, monkeypatch, log, "--attributes", *SMALL, "--minutes", "0")  # all runs are kept: none starts
     assert "left" not in capsys.readouterr().out
 
+    options = command.arguments()
+    for job in command.jobs_of(log, options, command.configured(command.TRUNK, options.set)):
+        if job.protocol == "swapped":
+            (tmp_path / "home" / "sequential" / f"{job.key()}.npz").unlink()
+    run(command, monkeypatch, log, "--attributes", *SMALL, "--minutes", "0")
+    assert "1 of 5 runs are left" in capsys.readouterr().out
+    result = json.loads((tmp_path / "results" / "sequential_shop.json").read_text())
+    assert "swapped" not in {row["protocol"] for row in result["rows"]}
+    assert "Not run yet: swapped." in result["notes"]
+
 
 @pytest.mark.parametrize(
     ("line", "given", "said"),
