@@ -36,7 +36,7 @@ demo: setup ## the whole loop on the simulated market; prints the verdict and th
 	$(BIN)/omnifeed run
 
 test: setup $(VENV)/.test-ready ## every test that this machine can run, with what was skipped and why
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: $(VENV)/.test-ready ## lint, format, types
 	$(BIN)/ruff check .

@@ -13,6 +13,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--refresh-goldens", action="store_true", help="write tests/golden instead of comparing with it")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two processes at once: a room's tests share one, with their fixtures, and the longest room begins."""
+    rooms = {item: item.path.relative_to(ROOT / "tests").parts[0] for item in items}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(rooms[item]))
+    items.sort(key=lambda item: rooms[item] != "loop")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The data beside the repository; a test that needs it skips where it is missing."""

@@ -98,9 +98,9 @@ def test_views_are_pushed_apart_and_nulls_are_absent(market: Market) -> None:
 
 def test_an_empty_history_and_an_unknown_user_read_alike(market: Market) -> None:
     push_users(market.home, history_rows(["empty"], [NOW], [[]]), "user_history", market.config)
-    assert (
-        read_user(market.home, "empty", market.config) == UserRow({}) == read_user(market.home, "nobody", market.config)
-    )
+    empty, nobody = (read_user(market.home, user, market.config) for user in ("empty", "nobody"))
+    assert dataclasses.replace(empty, as_of={}) == UserRow({}) == nobody
+    assert empty.as_of == {"user_history": NOW}
 
 
 def test_a_push_of_more_users_than_one_statement_holds(market: Market) -> None:

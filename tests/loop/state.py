@@ -14,6 +14,8 @@ from omnifeed.home import Home
 
 #: Not accepted state: records of runs, locks, the server's scratch, and Feast's registry, which holds its own times.
 _PASSING = ("runs/", "serving/", "quarantine/", "features/registry.db", "features/online.db")
+#: Folders of an experiment that are made again from its lines where they are missing; the order of their rows varies.
+_DERIVED = "/read/"
 
 
 def state(home: Home) -> dict[str, str]:
@@ -22,7 +24,8 @@ def state(home: Home) -> dict[str, str]:
     for path in home.root.rglob("*"):
         name = str(path.relative_to(home.root))
         hidden = any(part.startswith(".") for part in path.relative_to(home.root).parts)
-        if path.is_file() and not hidden and not name.startswith(_PASSING) and "lock" not in path.name:
+        passing = name.startswith(_PASSING) or "lock" in path.name or _DERIVED in name
+        if path.is_file() and not hidden and not passing:
             found[name] = hashlib.sha256(_content(path)).hexdigest()
     return found | _online(home.features / "online.db")
 

@@ -114,11 +114,11 @@ def test_the_ledger_is_shown_and_an_edited_one_is_refused(run: Run, home: Home) 
     assert "line 1" in sentences(err)[0]
 
 
-def test_both_pipelines_are_written(run: Run, tmp_path: Path) -> None:
+def test_the_pipelines_are_written(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("compile", "--out", tmp_path / "compiled", "--json")
     assert code == 0
     names = [Path(path).name for path in json.loads(out)["written"]]
-    assert names == ["omnifeed-training.yaml", "omnifeed-promotion.yaml"]
+    assert names == ["omnifeed-training.yaml", "omnifeed-promotion.yaml", "omnifeed-monitoring.yaml"]
     assert all((tmp_path / "compiled" / name).read_text().startswith("# PIPELINE DEFINITION") for name in names)
 
 
