@@ -63,7 +63,7 @@ def effect(champion: ArmNumbers, challenger: ArmNumbers, metric: Metric, alpha: 
     try:
         with np.errstate(all="ignore"):  # an arm without events: handled below
             result = tt.Experiment({metric.name: test}).analyze(data, control=CHAMPION)[metric.name]
-    except ValueError:  # so few users that the adjustment leaves a variance below zero
+    except (ValueError, OverflowError):  # so few users that a variance falls below zero, or an interval has no end
         means = _plain(champion, metric), _plain(challenger, metric)
         return Effect(means[0], means[1], 0.0, None, None, None, None, p_better=1.0, p_worse=1.0)
     up = result.pvalue / 2 if result.effect_size > 0 else 1 - result.pvalue / 2

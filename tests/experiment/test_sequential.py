@@ -13,7 +13,7 @@ from scipy.special import betaln
 from scipy.stats import chi2
 
 from omnifeed.experiment import trust
-from omnifeed.experiment.estimate import null_standard_error, sample_ratio_p_value
+from omnifeed.experiment.estimate import effect, null_standard_error, sample_ratio_p_value
 from omnifeed.experiment.evidence import ALL, ArmNumbers, Evidence, LogCounts, UserGroup
 from omnifeed.experiment.metrics import METRICS
 from omnifeed.experiment.sequential import (
@@ -90,6 +90,13 @@ def arm_of(users: int, name: str, mean: float = 1.0, variance: float = 4.0) -> A
     means = dict.fromkeys(("gmv_per_user", "orders_per_user", "hides_per_user"), mean)
     spread = dict.fromkeys(means, variance)
     return ArmNumbers(ALL, name, users, means, spread, {}, {}, {})
+
+
+@pytest.mark.parametrize(("users", "spread"), [(2, 1e4), (3, 1e6)])
+def test_two_users_give_no_estimate_and_no_crash(users: int, spread: float) -> None:
+    champion, challenger = arm_of(900, "champion", 0.01), arm_of(users, "challenger", 1e-4, spread)
+    found = effect(champion, challenger, METRICS["orders_per_user"], 0.05)
+    assert (found.low, found.high) == (None, None)
 
 
 def test_a_few_users_of_whom_none_bought_are_no_harm_shown() -> None:
