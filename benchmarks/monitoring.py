@@ -1,11 +1,14 @@
-"""Monitoring on the simulated market: false alarms over 100 quiet days, and planted drift found within one day.
+"""Monitoring on a simulated market: false alarms over 100 quiet days, and planted drift found within one day.
 
     python benchmarks/monitoring.py [FOLDER]      (default: a temporary one; a folder is gone on with)
 
 One trained network answers every visit of the held-out users through the server's own `Recommender`, which logs
 exposures and features; the market decides what comes of it. After 28 days in which the users' 28-day aggregates fill
-with what this network shows, 14 days are the reference and 100 more are quiet. On some of these the same visits are
-played a second time with something planted, and that day is compared with the same reference.
+with what this network shows, 14 days are the champion's first and 100 more are quiet. On some of these the same visits
+are played a second time with something planted, and that day is judged with the same days before it.
+
+How a day is judged was chosen on the market of seed 7; this one, of seed 11, was played afterwards. It takes about ten
+minutes of one quiet core, so a folder keeps what was played: run it again until it is done.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import copy
 import json
 import sys
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -56,7 +59,7 @@ from omnifeed.tables import OUTCOMES, conform
 from omnifeed.world.market import Response, World
 from omnifeed.world.traffic import Visit
 
-SEED = 7
+SEED = 11
 BURN_IN, REFERENCE, QUIET = 28, 14, 100
 PARITY_EVERY = 10  # quiet days
 PLANTED_ON = (5, 45, 85)  # quiet days that are played again with something planted
@@ -275,7 +278,7 @@ class Play:
         recent = self.events(ts, 29)
         refresh_catalogue(self.home, self.config, self.world.catalogue(ts), [recent], ts)
         self.live.onto(load_snapshot(self.home))
-        self.store.midnight(recent, ts)
+        self.store.midnight(self.events(ts), ts)
         return recent
 
     def quiet_day(self, day: int) -> None:
@@ -372,6 +375,9 @@ class Play:
         )
 
 
+Others = dict[int, Profile]  # by day of the market
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What one day came to."""
@@ -390,7 +396,7 @@ def judged(
     name: str,
     connection: duckdb.DuckDBPyConnection,
     day: int,
-    reference: Sequence[Profile],
+    others: Others,
     sources: Callable[[], Sequence[pa.Table]],
     catalogue: Catalogue,
 ) -> Verdict:
@@ -399,7 +405,7 @@ def judged(
     if kept.exists():
         raw = json.loads(kept.read_text())
         return Verdict(tuple((kind, scenario, what) for kind, scenario, what in raw["alarms"]), raw["checks"])
-    found = _judged(play, connection, day, reference, sources(), catalogue)
+    found = _judged(play, connection, day, others, sources(), catalogue)
     write_json(kept, {"alarms": found.alarms, "checks": found.checks})
     return found
 
@@ -408,7 +414,7 @@ def _judged(
     play: Play,
     connection: duckdb.DuckDBPyConnection,
     day: int,
-    reference: Sequence[Profile],
+    others: Others,
     sources: Sequence[pa.Table],
     catalogue: Catalogue,
 ) -> Verdict:
@@ -417,7 +423,10 @@ def _judged(
     lines = connection.execute(query, [ts]).to_arrow_table().to_pylist()
     skew = parity(lines, sources, catalogue, play.spec, play.config).skew if sources else ()
     more = {(Kind.FEATURE, "skew", each.feature): each.p_value for each in skew}
-    checks, adjusted = compare(reference, profile(connection, ts, RELEASE), bounds, more)
+    begin = play.first + BURN_IN
+    first = [others[each] for each in range(begin, begin + REFERENCE)]
+    before = [others[each] for each in range(max(play.first, day - bounds.history_days), day)]
+    checks, adjusted = compare(first, before, profile(connection, ts, RELEASE), bounds, more)
     alarms = [(check.kind, check.scenario, check.name) for check in checks if check.alarm]
     for each in skew:
         if adjusted[Kind.FEATURE, "skew", each.feature] <= bounds.alpha and each.share > bounds.max_skew_share:
@@ -442,22 +451,24 @@ def serve(play: Play, begin: int) -> None:
         print(f"served day {day - begin + 1} of {QUIET}", file=sys.stderr)
 
 
-def quiet_verdicts(play: Play, begin: int) -> tuple[list[Profile], dict[int, Verdict]]:
-    """The reference, and each quiet day's verdict."""
-    starts = [play.world.day_start(day) for day in range(begin - REFERENCE, begin + QUIET)]
+def quiet_verdicts(play: Play, begin: int) -> tuple[Others, dict[int, Verdict]]:
+    """Every day's profile, and each quiet day's verdict."""
+    days = range(play.first, begin + QUIET)
+    starts = [play.world.day_start(day) for day in days]
     catalogue, found = load_snapshot(play.home), {}
     with served([play.home.experiments / QUIET_NAME], Window(tuple(starts), starts[-1], 0)) as connection:
-        reference = [profile(connection, ts, RELEASE) for ts in starts[:REFERENCE]]
+        others = {day: profile(connection, ts, RELEASE) for day, ts in zip(days, starts, strict=True)}
         for day in range(begin, begin + QUIET):
-            every = (day - begin) % PARITY_EVERY == 0
             until = play.world.day_start(day + 1)
+            every = (day - begin) % PARITY_EVERY == 0
             sources = (lambda until=until: [play.events(until)]) if every else list
-            found[day] = judged(play, QUIET_NAME, connection, day, reference, sources, catalogue)
-            print(f"quiet day {day - begin + 1}: {found[day].state} {found[day].alarms}", file=sys.stderr)
-    return reference, found
+            found[day] = judged(play, QUIET_NAME, connection, day, others, sources, catalogue)
+            if found[day].alarms:
+                print(f"quiet day {day - begin + 1}: {found[day].alarms}", file=sys.stderr)
+    return others, found
 
 
-def planted_verdicts(play: Play, begin: int, reference: Sequence[Profile]) -> dict[str, list[Verdict]]:
+def planted_verdicts(play: Play, begin: int, others: Others) -> dict[str, list[Verdict]]:
     """By plant: the verdict of each planted day."""
     catalogue = load_snapshot(play.home)
     found: dict[str, list[Verdict]] = {name: [] for name in PLANTS}
@@ -466,18 +477,12 @@ def planted_verdicts(play: Play, begin: int, reference: Sequence[Profile]) -> di
             ts = play.world.day_start(day)
             folder = play.home.experiments / f"planted-{number}-{day}"
             with served([folder], Window((), ts, 0)) as connection:
-                verdicts.append(
-                    judged(
-                        play,
-                        folder.name,
-                        connection,
-                        day,
-                        reference,
-                        lambda folder=folder, ts=ts: [play.events(ts), served_events(folder)],
-                        catalogue,
-                    )
-                )
-        print(f"{name}: {[(each.state, each.alarms[:3], len(each.alarms)) for each in verdicts]}", file=sys.stderr)
+
+                def sources(folder: Path = folder, ts: int = ts) -> list[pa.Table]:
+                    return [play.events(ts), served_events(folder)]
+
+                verdicts.append(judged(play, folder.name, connection, day, others, sources, catalogue))
+        print(f"{name}: {[(each.state, len(each.alarms)) for each in verdicts]}", file=sys.stderr)
     return found
 
 
@@ -491,49 +496,45 @@ def main(folder: Path) -> None:
     play = Play(folder)
     begin = play.first + BURN_IN + REFERENCE
     serve(play, begin)
-    reference, quiet = quiet_verdicts(play, begin)
-    planted = planted_verdicts(play, begin, reference)
-    false = [verdict for verdict in quiet.values() if verdict.alarms]
+    others, quiet = quiet_verdicts(play, begin)
+    wrong = [verdict for verdict in quiet.values() if verdict.alarms]
     rows = [
-        share("quiet days with a false alarm", len(false), QUIET),
-        row("false alarms", sum(len(verdict.alarms) for verdict in false)),
+        share("quiet days with a false alarm", len(wrong), QUIET),
+        row("false alarms", sum(len(verdict.alarms) for verdict in wrong)),
         row("checks a day", float(np.mean([verdict.checks for verdict in quiet.values()]))),
     ]
-    for name, verdicts in planted.items():
+    for name, verdicts in planted_verdicts(play, begin, others).items():
+        kinds = Counter(kind for verdict in verdicts for kind in {each for each, _, _ in verdict.alarms})
         wanted = PLANTS[name].expected
-        first = max(
-            {kind for verdict in verdicts for kind, _, _ in verdict.alarms} or {"none"},
-            key=lambda kind: sum(kind in {each for each, _, _ in verdict.alarms} for verdict in verdicts),
+        shown = {"planted": name, "should be called": wanted.lower()}
+        shown["alarms"] = (
+            ", ".join(f"{kind} {count}/{len(verdicts)}" for kind, count in sorted(kinds.items())) or "none"
         )
-        rows.append(share("found within the day", sum(bool(v.alarms) for v in verdicts), len(verdicts), planted=name))
-        rows.append(
-            share(
-                f"called a {wanted.lower()}" if wanted == "FAULT" else "called drift",
-                sum(verdict.state == wanted for verdict in verdicts),
-                len(verdicts),
-                planted=name,
-                loudest=first,
-            )
-        )
+        rows.append(share("found within the day", sum(bool(v.alarms) for v in verdicts), len(verdicts), **shown))
+        rows.append(share("called what it is", sum(v.state == wanted for v in verdicts), len(verdicts), **shown))
     for each in rows:
         print(each)
-    config = play.config
+    world, logged = play.config.world, play.config.monitoring.log_share
+    requests = np.mean([len(table) / world.slate for table in play.own])
     write_result(
         "monitoring",
         f"Monitoring: false alarms over {QUIET} quiet days, planted changes found within one day",
         rows,
-        data=f"simulated market (default law), {config.world.users:,} users, half of them answered by one network, "
-        f"about {np.mean([len(table) / config.world.slate for table in play.own]):.0f} requests a day; features of "
-        f"{config.monitoring.log_share:.0%} of them logged",
+        data=f"simulated market (default law), {world.users:,} users, half of them answered by one network, "
+        f"about {requests:.0f} requests a day; features of {logged:.0%} logged",
         seeds=[SEED],
         notes=[
             f"{BURN_IN} days fill the users' aggregates with what the network shows; the next {REFERENCE} are the "
-            "reference. Other settings of [monitoring] are the defaults.",
+            "champion's first. Settings of [monitoring] are the defaults, but for the share logged.",
+            "How a day is judged was chosen on the market of seed 7, after a first design had raised alarms on 92 of "
+            "its 100 quiet days: it held the items shown against the champion's first days, and slates wander as items "
+            "come into fashion and a catalogue grows older. With the present one it was 1 of 100 there. This market "
+            "was played afterwards, once.",
             f"The parity test is run on every {PARITY_EVERY}th quiet day and on every planted one.",
             f"Planted: the same visits of {len(PLANTED_ON)} quiet days again, with the change from that midnight on; "
             "the day is judged at its own end, so no earlier day could have shown it.",
-            "Intervals are exact binomial ones (95 %). One market and one network: the quiet days share a "
-            "reference, so they are not independent of each other.",
+            "Intervals are exact binomial ones (95 %). Days of one market share most of the days that they are "
+            "compared with, so they are not independent of each other.",
         ],
         libraries=("duckdb", "scipy", "torch"),
     )
@@ -541,7 +542,6 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        Path(sys.argv[1]).mkdir(parents=True, exist_ok=True)
         main(Path(sys.argv[1]))
     else:
         with tempfile.TemporaryDirectory() as scratch:

@@ -182,10 +182,11 @@ class MonitoringConfig:
 
     log_share: float = 0.05  # of answered requests whose features and predictions are logged
     log_per_hour: int = 1_000  # such requests at most, by server process and hour of request time
-    reference_days: int = 14  # whole UTC days, the first on which the champion answered; at least 5
+    reference_days: int = 14  # whole UTC days that a day is compared with: the champion's first, and those before it
+    history_days: int = 42  # days before, by whose own differences it is judged how much quiet days differ; at least 10
     min_requests: int = 30  # a scenario with fewer on a day is not tested on that day, except for its volume
     alpha: float = 0.01  # chance of any false alarm in one interval, over all of its checks together
-    max_psi: float = 0.2  # population stability index beyond the reference's own day-to-day value
+    max_psi: float = 0.2  # population stability index beyond that of usual days
     max_volume_change: float = 0.5  # relative, requests a day
     max_label_change: float = 0.3  # relative, each outcome's rate
     max_degraded_change: float = 0.05  # absolute, share of answers with a reason

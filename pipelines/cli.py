@@ -282,7 +282,7 @@ def promote(data: str, path: str | None, config: Path | None, now: int | None, a
 @click.option("--retrain/--no-retrain", default=True, show_default=True, help="Train again where drift asks for it.")
 @json_option
 def monitor(data: str, path: str | None, config: Path | None, now: int | None, retrain: bool, as_json: bool) -> None:
-    """Run the monitoring pipeline: yesterday against the champion's first days; drift opens a retraining.
+    """Run the monitoring pipeline: yesterday against other days under the champion; drift retrains.
 
     The page and the metrics are left under monitoring/ in the home: see docs/monitoring.md.
     """

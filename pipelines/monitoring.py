@@ -14,7 +14,7 @@ from omnifeed.pipelines.cluster import MOUNT, stateful
 from omnifeed.pipelines.training import train_challenger
 
 
-@dsl.pipeline(name="omnifeed-monitoring", description="Yesterday against the champion's first days; drift retrains.")
+@dsl.pipeline(name="omnifeed-monitoring", description="Yesterday against other days of the champion; drift retrains.")
 def monitoring(config: str, run_id: str = "", now: int = 0, retrain: bool = True, home: str = MOUNT) -> None:
     """The DAG; `now` is log time in UTC microseconds, 0 on a live platform: the moment the step starts."""
     end = stateful(record_end(home=home, run_id=run_id, pipeline="monitoring"))

@@ -21,8 +21,6 @@ from omnifeed.serving.recommend.contract import ERROR_SEPARATOR, INPUT_TYPES, Hi
 MODEL = "recommend"
 #: What a server says that is about to stop; another one, or the same a little later, will answer.
 DRAINING = "has no available versions"
-#: What it says of a request that it did not take, or that waited too long.
-OVERLOADED = ("Exceeds maximum queue size", "Request timeout expired")
 RETRY_S = 0.1  # pause before a draining server is asked again
 
 # Only what never reached a model, or may reach it twice: a request carries its own id. The throttle stops a client from
@@ -155,10 +153,10 @@ def translated(error: InferenceServerException, url: str) -> OmnifeedError:
     if "UNAVAILABLE" in status or "DEADLINE_EXCEEDED" in status or "NOT_FOUND" in status:
         if action:
             return UnavailableError(problem, action)
-        if any(said in problem for said in OVERLOADED):
+        if "DEADLINE_EXCEEDED" in status:
             return UnavailableError(
-                f"The server at {url} has more requests than it can answer in time.",
-                "Ask again in a second, with the same request_id; add replicas if it lasts.",
+                f"The server at {url} did not answer within the deadline.",
+                "Ask again, with the same request_id; if it lasts, allow more time or add replicas.",
             )
         return UnavailableError(
             f"The server at {url} did not answer: {problem}.", "Start it (omnifeed serve), or ask again."

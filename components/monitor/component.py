@@ -1,4 +1,4 @@
-"""Monitor: yesterday against the champion's first days; says whether drift opens a retraining."""
+"""Monitor: yesterday against other days under the champion; says whether drift opens a retraining."""
 
 from kfp.dsl import HTML, Metrics, Output
 

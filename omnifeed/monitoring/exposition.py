@@ -19,8 +19,9 @@ METRICS = {
     "omnifeed_monitor_state": "1 for the state of the interval, 0 for the others.",
     "omnifeed_monitor_checks": "Checks made, by kind.",
     "omnifeed_monitor_alarms": "Checks beyond their bound and beyond luck, by kind.",
-    "omnifeed_monitor_effect": "How far a check is from its reference, in the unit of its bound.",
+    "omnifeed_monitor_effect": "How far a check is from what it is compared with, in the unit of its bound.",
     "omnifeed_monitor_alarm": "1 where this check is an alarm.",
+    "omnifeed_monitor_long_run_psi": "Stability index against the champion's first days, beyond the usual.",
     "omnifeed_monitor_calibration_ratio": "Observed over predicted.",
     "omnifeed_monitor_skew_share": "Logged requests in which the feature differs from its offline recomputation.",
     "omnifeed_monitor_feature_age_seconds": "Age of the newest row that the interval's last request could read.",
@@ -66,6 +67,8 @@ def _samples(found: Watch, follows: Retraining) -> list[Sample]:
         where = {"kind": check.kind, "scenario": check.scenario, "name": check.name}
         samples.append(("omnifeed_monitor_effect", where, check.effect))
         samples.append(("omnifeed_monitor_alarm", where, float(check.alarm)))
+        if check.long_run is not None:
+            samples.append(("omnifeed_monitor_long_run_psi", where, check.long_run))
         if check.low is not None:
             task = {"scenario": check.scenario, "task": check.name}
             samples.append(("omnifeed_monitor_calibration_ratio", task, check.value))

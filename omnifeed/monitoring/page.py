@@ -36,14 +36,15 @@ _TEMPLATE = """<!doctype html>
 <div><dt>Champion</dt><dd>release {{ found.release }}</dd></div>
 <div><dt>Checks</dt><dd>{{ found.checks|length + found.skew|length + found.ages|length }}
   <small>{{ found.alarms|length }} alarms</small></dd></div>
-<div><dt>Reference</dt><dd>{{ found.reference|length }} days
-  {%- if found.reference %}<small>from {{ found.reference[0]|moment }}</small>{% endif %}</dd></div>
+<div><dt>Compared with</dt><dd>{{ found.before|length }} days before
+  {%- if found.first %}<small>the champion's first from {{ found.first[0]|moment }}</small>{% endif %}</dd></div>
 <div><dt>Logged requests</dt><dd>{{ found.logged|count }}
   <small>{{ found.behind|count }} with a history behind what was known</small></dd></div>
 </dl>
 {% if found.untested %}<ul>{% for each in found.untested %}<li>{{ each }}</li>{% endfor %}</ul>{% endif %}
-<p class="note">An alarm is beyond its bound and beyond what the reference's own days differ by. p: that a quiet day
-differs so much; adjusted: Holm over every check of the day.</p>
+<p class="note">An alarm is beyond its bound and beyond what usual days differ by. p: that a quiet day differs so
+much; adjusted: Holm over every check of the day. What users did is compared with the champion's first days, the rest
+with the days before.</p>
 {% if found.ages %}<h2>Freshness</h2>
 <div class="scroll"><table><thead><tr><th scope="col">view</th><th scope="col">age of the newest row</th>
 <th scope="col">bound</th><th scope="col" class="text">reads</th></tr></thead><tbody>
@@ -66,19 +67,20 @@ differs so much; adjusted: Holm over every check of the day.</p>
 <details{% if checks|selectattr("alarm")|list or kind in ("calibration", "volume") %} open{% endif %}>
 <summary>{{ checks|length }} checks, {{ checks|selectattr("alarm")|list|length }} alarms</summary>
 <div class="scroll"><table><thead><tr><th scope="col">what</th><th scope="col">scenario</th>
-<th scope="col">reference</th><th scope="col">this day</th><th scope="col">change</th><th scope="col">bound</th>
+<th scope="col">before</th><th scope="col">this day</th><th scope="col">change</th><th scope="col">bound</th>
 <th scope="col">p</th><th scope="col">adjusted</th><th scope="col" class="text">reads</th></tr></thead><tbody>
 {% for check in checks|sort(attribute="p_value") %}<tr><th scope="row">{{ check.name }}</th>
 <td>{{ check.scenario }}</td><td>{{ check.before }}</td><td>{{ check.now }}{% if check.low is not none %}
 <small>{{ check.low|metric }} to {{ check.high|metric }}</small>{% endif %}</td>
-<td>{{ "%+.3f"|format(check.effect) if kind in psi else check.effect|percent }}</td>
+<td>{{ "%+.3f"|format(check.effect) if kind in psi else check.effect|percent }}
+{%- if check.long_run is not none %}<small>{{ "%+.3f"|format(check.long_run) }} since the start</small>{% endif %}</td>
 <td>{{ check.bound|metric if kind in psi else check.bound|share }}</td><td>{{ check.p_value|p }}</td>
 <td>{{ check.p_adjusted|p }}</td>
 <td class="text {{ "bad" if check.alarm else "muted" }}">{{ "alarm" if check.alarm else "quiet" }}</td></tr>
 {% endfor %}</tbody></table></div></details>
 {% endfor %}
-<footer>Made {{ found.now|moment }} UTC. Distributions: change is the population stability index beyond the
-reference's own.</footer>
+<footer>Made {{ found.now|moment }} UTC. Distributions: change is the population stability index beyond that of
+usual days, since the start against the champion's first days.</footer>
 </main></body></html>
 """
 

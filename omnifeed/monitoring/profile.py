@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -65,6 +65,23 @@ class Profile:
     sketches: Mapping[Key, Sketch]
     rates: Mapping[Key, Rate]
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {
+            "day": self.day,
+            "sketches": [[*key, asdict(sketch)] for key, sketch in self.sketches.items()],
+            "rates": [[*key, asdict(rate)] for key, rate in self.rates.items()],
+        }
+
+    @staticmethod
+    def from_dict(raw: Mapping[str, Any]) -> Profile:
+        """The inverse of `to_dict`."""
+        return Profile(
+            raw["day"],
+            {(Kind(kind), scenario, name): Sketch(**body) for kind, scenario, name, body in raw["sketches"]},
+            {(Kind(kind), scenario, name): Rate(**body) for kind, scenario, name, body in raw["rates"]},
+        )
+
 
 def profile(connection: duckdb.DuckDBPyConnection, day: int, release: str) -> Profile:
     """The profile of one day of `served`'s tables."""
@@ -87,8 +104,6 @@ def _traffic(
         "SELECT scenario, count(*) FROM request WHERE day = ? GROUP BY ALL", [day]
     ).fetchall():
         rates[Kind.VOLUME, scenario, "requests"] = Rate(requests, 1)
-    for (scenario,) in connection.execute("SELECT DISTINCT scenario FROM request").fetchall():
-        rates.setdefault((Kind.VOLUME, scenario, "requests"), Rate(0, 1))
         columns = connection.execute(
             f"SELECT ts % {DAY_US} // {HOUR_US} AS hour, length(query) AS query, coalesce(device, '') AS device, "
             "coalesce(locale, '') AS locale, degraded FROM request WHERE day = ? AND scenario = ? AND release = ?",

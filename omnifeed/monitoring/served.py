@@ -1,7 +1,7 @@
 """What was served in a window of days, read from the server's logs into DuckDB.
 
 Of repeated exposures the first counts, as everywhere. An outcome counts for its day when it was known by the end of
-that day plus the same lag for every day, the reference's and today's alike: otherwise the newest day would always look
+that day plus the same lag for every day, former ones and the newest alike: otherwise the newest day would always look
 worse, because its orders are still on their way.
 """
 
@@ -68,15 +68,15 @@ _FEATURES = {
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The reference's days and the one that is compared with them, by the midnights at which they begin."""
+    """A day and those that it is compared with, by the midnights at which they begin."""
 
-    reference: tuple[int, ...]  # UTC microseconds
+    others: tuple[int, ...]  # UTC microseconds
     today: int
     lag: int  # from the end of each day: what was known by then counts; microseconds
 
     def holds(self, ts: str) -> str:
         """SQL: whether a time lies on one of these days."""
-        days = ", ".join(map(str, (*self.reference, self.today)))
+        days = ", ".join(map(str, (*self.others, self.today)))
         return f"{ts} - {ts} % {DAY_US} IN ({days})"
 
 

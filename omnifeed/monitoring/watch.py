@@ -24,9 +24,10 @@ from omnifeed.export.encode import EncodeSpec
 from omnifeed.export.following import load_catalogue
 from omnifeed.export.release import load_release
 from omnifeed.home import Home
-from omnifeed.monitoring.drift import MIN_DAYS, Check, compare
+from omnifeed.monitoring.drift import MIN_DAYS, MIN_HISTORY, Check, compare
+from omnifeed.monitoring.kept import ProfileStore
 from omnifeed.monitoring.parity import NO_FEATURES, Parity, Skew, freshness, known_sources, parity
-from omnifeed.monitoring.profile import Key, Kind, profile
+from omnifeed.monitoring.profile import HOUR_US, Key, Kind, profile
 from omnifeed.monitoring.served import DAY_US, Window, experiment_folders, first_answer, served
 from omnifeed.quality.lake import accepted
 
@@ -77,7 +78,8 @@ class Watch:
     start: int  # the interval: one UTC day, microseconds
     end: int
     now: int
-    reference: tuple[int, ...]  # midnights of the days that it was compared with
+    first: tuple[int, ...]  # midnights of the champion's first days
+    before: tuple[int, ...]  # and of the days before this one, on which it answered
     checks: tuple[Check, ...]
     skew: tuple[SkewCheck, ...]
     ages: tuple[Age, ...]
@@ -128,7 +130,8 @@ class Watch:
             "start": self.start,
             "end": self.end,
             "now": self.now,
-            "reference": list(self.reference),
+            "first": list(self.first),
+            "before": list(self.before),
             "checks": [check.to_dict() for check in self.checks],
             "skew": [each.to_dict() for each in self.skew],
             "ages": [{"view": a.view, "hours": a.hours, "bound": a.bound, "alarm": a.alarm} for a in self.ages],
@@ -143,7 +146,8 @@ def watch(home: Home, config: Config, now: int) -> Watch:
     """Look at the last whole UTC day before `now`.
 
     Args:
-        now: UTC microseconds. Outcomes that were known by then count, for the reference with the same delay.
+        now: UTC microseconds. Outcomes count that were known by then, in whole hours after the end of the day, and for
+            every other day with the same delay.
 
     Raises:
         InputError: there is no champion, or nothing was ever served.
@@ -152,23 +156,28 @@ def watch(home: Home, config: Config, now: int) -> Watch:
     release = Ledger(home).champion()
     folders = experiment_folders(home)
     if release is None or not folders:
-        missing = "no champion" if release is None else "no exposure log"
-        raise InputError(
-            f"{home.root} has {missing}: there is nothing to monitor.", "Run the loop first: omnifeed run."
-        )
+        lacks = "no champion" if release is None else "no exposure log"
+        raise InputError(f"{home.root} has {lacks}: there is nothing to monitor.", "Run the loop first: omnifeed run.")
     end = now - now % DAY_US
-    today = end - DAY_US
-    days, untested = _reference(folders, release, config, today)
-    with served(folders, Window(days, today, now - end)) as connection:
+    today, lag = end - DAY_US, (now - end) // HOUR_US * HOUR_US
+    first, before, untested = _days(folders, release, config, today)
+    kept = ProfileStore(home, release, lag)
+    past = {day: kept.read(day) for day in {*first, *before}}
+    missing = tuple(sorted(day for day, found in past.items() if found is None))
+    with served(folders, Window(missing, today, lag)) as connection:
         lines = _lines(connection, today, release)
-        found = _parity(home, config, folders, release, lines, untested)
-        more: dict[Key, float] = {(Kind.FEATURE, SKEW, each.feature): each.p_value for each in found.skew}
-        checks: list[Check] = []
-        if len(days) >= MIN_DAYS:
-            past = [profile(connection, day, release) for day in days]
-            checks, adjusted = compare(past, profile(connection, today, release), config.monitoring, more)
-        else:
-            adjusted = {key: min(p * len(more), 1.0) for key, p in more.items()}
+        for day in missing:
+            past[day] = kept.write(profile(connection, day, release))
+        current = kept.write(profile(connection, today, release))
+    found = _parity(home, config, folders, release, lines, untested)
+    more: dict[Key, float] = {(Kind.FEATURE, SKEW, each.feature): each.p_value for each in found.skew}
+    checks, adjusted = compare(
+        [each for each in map(past.get, first) if each is not None],
+        [each for each in map(past.get, before) if each is not None],
+        current,
+        config.monitoring,
+        more,
+    )
     bound = config.monitoring.max_skew_share
     skew = tuple(
         SkewCheck(
@@ -183,7 +192,8 @@ def watch(home: Home, config: Config, now: int) -> Watch:
         start=today,
         end=end,
         now=now,
-        reference=days,
+        first=first,
+        before=before,
         checks=tuple(checks),
         skew=skew,
         ages=_ages(lines, config.monitoring.max_age_hours),
@@ -193,17 +203,19 @@ def watch(home: Home, config: Config, now: int) -> Watch:
     )
 
 
-def _reference(folders: list[Path], release: str, config: Config, today: int) -> tuple[tuple[int, ...], list[str]]:
-    """The first whole days on which the release answered, at most `reference_days`, all before today."""
-    first = first_answer(folders, release)
-    if first is None:
-        return (), [f"Release {release} has never answered."]
-    start = -(-first // DAY_US) * DAY_US
-    end = min(start + config.monitoring.reference_days * DAY_US, today)
-    days = tuple(range(start, end, DAY_US))
-    if len(days) < MIN_DAYS:
-        return days, [f"Release {release} has answered on {len(days)} whole days before; drift needs {MIN_DAYS}."]
-    return days, []
+def _days(
+    folders: list[Path], release: str, config: Config, today: int
+) -> tuple[tuple[int, ...], tuple[int, ...], list[str]]:
+    """The whole days before today on which the release answered: the first of them, and the last."""
+    start = first_answer(folders, release)
+    if start is None:
+        return (), (), [f"Release {release} has never answered."]
+    days = tuple(range(-(-start // DAY_US) * DAY_US, today, DAY_US))
+    first, before = days[: config.monitoring.reference_days], days[-config.monitoring.history_days :]
+    if len(days) >= MIN_HISTORY:
+        return first, before, []
+    said = f"Release {release} has answered on {len(days)} whole days before; "
+    return first, before, [f"{said}rates need {MIN_DAYS}, distributions {MIN_HISTORY}."]
 
 
 def _lines(connection: duckdb.DuckDBPyConnection, day: int, release: str) -> list[dict[str, Any]]:

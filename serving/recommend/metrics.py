@@ -47,6 +47,7 @@ def _histogram(name: str, text: str, labels: tuple[str, ...]) -> dict[str, Famil
 FAMILIES: dict[str, Family] = {
     "omnifeed_requests_total": Family("Requests answered.", ("scenario", "arm", "release")),
     "omnifeed_refusals_total": Family("Requests that got an error instead of an answer.", ("code", "kind")),
+    "omnifeed_abandoned_total": Family("Requests whose caller was gone before their turn came.", ()),
     "omnifeed_degraded_total": Family("Answers that had to do without something.", ("reason", "scenario", "arm")),
     "omnifeed_exposures_lost_total": Family("Answers whose exposures could not be logged.", ()),
     "omnifeed_feature_log_lost_total": Family("Requests whose features were to be logged and could not.", ()),
@@ -123,6 +124,11 @@ class Metrics:
         kind = error.kind.value if isinstance(error, RefusedError) else ""
         with self._lock:
             self._added["omnifeed_refusals_total", (code, kind)] += 1
+
+    def abandoned(self) -> None:
+        """Count a request whose caller was gone before its turn came."""
+        with self._lock:
+            self._added["omnifeed_abandoned_total", ()] += 1
 
     def feature_log_lost(self, count: int) -> None:
         """Count requests whose features were to be logged and could not."""

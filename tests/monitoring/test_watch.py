@@ -21,7 +21,7 @@ from omnifeed.monitoring.page import monitoring_html, publish
 from omnifeed.monitoring.retraining import record_opened, retraining
 from omnifeed.monitoring.watch import State, Watch, watch
 
-DAYS = 9
+DAYS = 12
 NOW = START + DAYS * DAY_US + 3 * 3_600_000_000  # three hours into the next day
 CONFIG = Config()
 
@@ -46,7 +46,7 @@ def home(tmp_path: Path) -> Home:
 def test_a_quiet_day_is_compared_with_the_champion_s_first_whole_days(home: Home) -> None:
     found = served(home)
     assert found.state is State.QUIET
-    assert found.reference == tuple(START + day * DAY_US for day in range(1, DAYS - 1))  # the first began midway
+    assert found.first == found.before == tuple(START + day * DAY_US for day in range(1, DAYS - 1))  # the first: midway
     assert (found.start, found.end) == (START + (DAYS - 1) * DAY_US, START + DAYS * DAY_US)
     assert not retraining(home, CONFIG, found).wanted
 
@@ -83,7 +83,7 @@ def test_a_fault_beside_drift_is_mended_first(home: Home) -> None:
 def test_too_young_a_champion_is_not_tested_and_says_so(home: Home) -> None:
     found = served(home, days=4)
     assert found.state is State.UNTESTED
-    assert "2 whole days before; drift needs 5" in found.paragraph
+    assert "2 whole days before; rates need 5" in found.paragraph
 
 
 def test_another_champion_has_no_reference_yet(home: Home) -> None:
@@ -117,11 +117,24 @@ def test_what_is_published_is_whole_and_offline(home: Home) -> None:
     found = served(home, last_click_rate=0.03)
     publish(home, found, retraining(home, CONFIG, found))
     folder = home.root / "monitoring"
-    assert json.loads((folder / "days" / "2026-03-10.json").read_text())["state"] == "DRIFT"
+    assert json.loads((folder / "days" / "2026-03-13.json").read_text())["state"] == "DRIFT"
     page = (folder / "monitoring.html").read_text()
     assert "<strong>Drift</strong>" in page
     assert "http" not in page
     assert (folder / "monitoring.prom").read_text().endswith("\n")
+
+
+def test_a_day_that_was_read_is_not_read_again_and_a_spoilt_file_is_made_anew(home: Home) -> None:
+    found = served(home)
+    kept = sorted((home.root / "monitoring" / "profiles" / "1").glob("*.json"))
+    assert len(kept) == DAYS - 1
+    kept[3].write_text("{")
+    for path in (home.experiments / "trial").glob("*/*.jsonl"):
+        if path.stem in ("0001", "0002"):  # gone, and kept
+            path.unlink()
+    again = watch(home, CONFIG, NOW)
+    assert again.checks == found.checks
+    assert kept[3].read_text() != "{"
 
 
 def test_names_from_outside_are_escaped(home: Home) -> None:

@@ -63,6 +63,7 @@ def test_every_series_has_the_labels_of_its_family() -> None:
     metrics.refused("INTERNAL", OmnifeedError("", ""))
     metrics.read({"user_daily": 5}, now=3)  # computed on a clock that is ahead: of no age
     metrics.feature_log_lost(2)
+    metrics.abandoned()
     counts = metrics.drain()
     for name, labels in [*counts, *STANDING]:
         assert len(FAMILIES[name].labels) == len(labels)

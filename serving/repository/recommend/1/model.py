@@ -100,6 +100,9 @@ class TritonPythonModel:
     def answer(self, request):
         """One response: the answer, or an error that names no path of this machine."""
         tensors = {}
+        if request.is_cancelled():  # its deadline passed in the queue, or its caller hung up: nobody reads an answer
+            self.metrics.abandoned()
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError("cancelled", pb_utils.TritonError.CANCELLED))
         try:
             traced_by(request)
             for name in INPUT_TYPES:
