@@ -118,7 +118,7 @@ class Catalogue:
             return known
         blank = dense({}, ITEM_DENSE, len(self))
         if self.features:
-            daily = len(of("item_daily"))
+            daily = len(of("item_daily", "item_monthly"))
             blank[:, :daily] = next(iter(self.features.values()))[:, :daily]
         return blank
 

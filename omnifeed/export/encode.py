@@ -240,19 +240,22 @@ def encode_request(
     Returns:
         hist_row int64 [1, L] (rows of the index; the caller gathers item vectors from it), hist_action int64 [1, L],
         hist_scenario int64 [1, L], hist_gap int64 [1, L] (to the event before; 0 for the first), hist_mask bool
-        [1, L], user_bucket int64 [1], profile int64 [1, 4], user_dense float32 [1, U], scenario int64 [1], now_gap
-        int64 [1], hour int64 [1], query float32 [1, text_dims]. L is at least 1: an empty history is one masked token.
+        [1, L], hist_ts int64 [1, L] (for `omnifeed.export.affinity`), user_bucket int64 [1], profile int64 [1, 4],
+        user_dense float32 [1, U], scenario int64 [1], now_gap int64 [1], hour int64 [1], query float32 [1, text_dims].
+        L is at least 1: an empty history is one masked token.
     """
     length = min(len(user.history_item), spec.history_length)
     start = len(user.history_item) - length
     size = max(length, 1)
-    hist = {name: np.zeros((1, size), np.int64) for name in ("hist_row", "hist_action", "hist_scenario", "hist_gap")}
+    names = ("hist_row", "hist_action", "hist_scenario", "hist_gap", "hist_ts")
+    hist = {name: np.zeros((1, size), np.int64) for name in names}
     ts = np.array(user.history_ts[start:], np.int64)
     if length:
         hist["hist_row"][0] = [item_rows.get(item, 0) for item in user.history_item[start:]]
         hist["hist_action"][0] = user.history_action[start:]
         hist["hist_scenario"][0] = [spec.scenario_id(name) for name in user.history_scenario[start:]]
         hist["hist_gap"][0, 1:] = gap_buckets(np.diff(ts))
+        hist["hist_ts"][0] = ts
     profile = [bucket(user.values.get(name), spec.profile_buckets, f"{spec.salt}{name}") for name in PROFILE]
     return {
         **hist,
@@ -268,7 +271,13 @@ def encode_request(
 
 
 def candidate_dense(
-    item_features: Floats, created_us: Ints, is_live: npt.NDArray[np.bool_], text: Floats, query: Floats, now_us: int
+    item_features: Floats,
+    created_us: Ints,
+    is_live: npt.NDArray[np.bool_],
+    text: Floats,
+    query: Floats,
+    now_us: int,
+    affinities: Floats,
 ) -> Floats:
     """The ranker's dense features of K candidates in one request.
 
@@ -278,12 +287,12 @@ def candidate_dense(
         is_live: bool [K], on air now.
         text: float32 [K, text_dims].
         query: float32 [text_dims].
+        affinities: float32 [K, len(AFFINITY_FEATURES)], `omnifeed.export.affinity.affinity`.
 
     Returns:
         float32 [K, CANDIDATE_DIMS].
     """
     age = np.log1p(np.maximum(now_us - created_us, 0) / DAY_US)
     match = (text.astype(np.float64) * query.astype(np.float64)).sum(1)
-    return np.concatenate(
-        [item_features, np.stack([age, is_live.astype(np.float64), match], 1).astype(np.float32)], axis=1
-    )
+    extra = np.stack([age, is_live.astype(np.float64), match], 1).astype(np.float32)
+    return np.concatenate([item_features, extra, affinities], axis=1)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from omnifeed.config import ServingConfig
 from omnifeed.errors import InputError, UnavailableError
+from omnifeed.export.affinity import affinity
 from omnifeed.export.catalogue import Bools
 from omnifeed.export.encode import (
     ACTIONS,
@@ -175,7 +176,9 @@ class _Call:
         assert index.key is not None
         inputs: dict[str, npt.NDArray[Any]] = self._encoded(index)
         query = inputs["query"][0] if self.query else None
+        encoded = dict(inputs)
         inputs["hist_vec"] = index.vec[inputs.pop("hist_row")]
+        del inputs["hist_ts"]
         try:
             user = parts.user_encoder(inputs)
         except Exception as error:
@@ -199,7 +202,7 @@ class _Call:
                     "request_state": user["request_state"],
                     "scenario": inputs["scenario"],
                     "cand_vec": index.vec[found.rows][None],
-                    "cand_dense": self._candidate_dense(index, found, inputs["query"][0])[None],
+                    "cand_dense": self._candidate_dense(index, found, encoded)[None],
                 }
             )["probabilities"][0]
             reason = None if np.isfinite(ranked).all() else Reason.NAN_SCORES
@@ -273,15 +276,17 @@ class _Call:
             self.degraded.append(Reason.UNKNOWN_CANDIDATES)
         return rows
 
-    def _candidate_dense(self, index: Index, found: Candidates, query: Floats) -> Floats:
+    def _candidate_dense(self, index: Index, found: Candidates, encoded: dict[str, npt.NDArray[Any]]) -> Floats:
         catalogue, items = index.catalogue, found.rows - 1
+        before = affinity(index.keys, encoded, found.rows[None], encoded["scenario"], np.array([self.now], np.int64))
         return candidate_dense(
             catalogue.features_of(self.request.scenario)[items],
             catalogue.created_ts[items],
             catalogue.on_air(self.now)[items],
             index.text[found.rows],
-            query,
+            encoded["query"][0],
             self.now,
+            before[0],
         )
 
     def _fill(self, index: Index, candidates: Candidates) -> None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from omnifeed.errors import UnavailableError
+from omnifeed.export.affinity import item_keys
 from omnifeed.export.catalogue import Catalogue
 from omnifeed.export.encode import EncodeSpec, Floats, Ints, encode_items, unknown_item
 from omnifeed.serving.recommend.parts import Parts
@@ -27,6 +30,7 @@ class Index:
     catalogue: Catalogue
     rows: Mapping[str, int]  # item_id -> row, from 1
     text: Floats  # [N + 1, text_dims]
+    keys: Ints  # [N + 1, 2], `item_keys`: what a history is matched by
     vec: Floats | None  # [N + 1, d], raw, for tokens and ranking; None without a network
     key: Floats | None  # [N + 1, d], unit length, for retrieval
 
@@ -45,7 +49,7 @@ def build_index(spec: EncodeSpec, catalogue: Catalogue, parts: Parts | None, pre
     rows = {str(item): row for row, item in enumerate(catalogue.texts["item_id"], start=1)}
     origin = _origins(catalogue, rows, previous)
     fresh = np.flatnonzero(origin < 0)
-    columns: dict[str, list[Floats]] = {"text": [], "item_vec": [], "item_key": []}
+    columns: dict[str, list[npt.NDArray[Any]]] = {"text": [], "keys": [], "item_vec": [], "item_key": []}
     for start in range(0, len(fresh), CHUNK):
         numbers = [int(row) - 1 for row in fresh[start : start + CHUNK]]
         known = encode_items(catalogue.columns([max(number, 0) for number in numbers]), spec) if len(catalogue) else {}
@@ -53,6 +57,7 @@ def build_index(spec: EncodeSpec, catalogue: Catalogue, parts: Parts | None, pre
             unknown = unknown_item(spec)
             known = {name: np.concatenate([unknown[name], known[name][1:]]) for name in known} or unknown
         columns["text"].append(known["text"])
+        columns["keys"].append(item_keys(known))
         if parts is not None:
             outputs = parts.item_encoder(known)
             for name in ("item_vec", "item_key"):
@@ -60,10 +65,11 @@ def build_index(spec: EncodeSpec, catalogue: Catalogue, parts: Parts | None, pre
                     raise UnavailableError("The item encoder gave vectors that are not finite.", "Roll back.")
                 columns[name].append(outputs[name])
 
-    def merged(name: str, former: Floats | None) -> Floats:
+    def merged(name: str, former: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
         encoded = np.concatenate(columns[name]) if columns[name] else None
-        width = (encoded if encoded is not None else former).shape[1]  # type: ignore[union-attr]
-        result = np.empty((len(origin), width), np.float32)
+        like = encoded if encoded is not None else former
+        assert like is not None
+        result = np.empty((len(origin), like.shape[1]), like.dtype)
         if encoded is not None:
             result[fresh] = encoded
         if former is not None:
@@ -76,6 +82,7 @@ def build_index(spec: EncodeSpec, catalogue: Catalogue, parts: Parts | None, pre
         catalogue=catalogue,
         rows=rows,
         text=merged("text", previous.text if previous else None),
+        keys=merged("keys", previous.keys if previous else None),
         vec=merged("item_vec", previous.vec if previous else None) if parts is not None else None,
         key=merged("item_key", previous.key if previous else None) if parts is not None else None,
     )

@@ -166,7 +166,7 @@ def test_an_item_whose_title_is_the_query_is_near_before_any_training(parts: Tor
     keys = parts.item_encoder(encode_items(items, SPEC))["item_key"]
     request = encode_request("u", "search", "tea", 1_772_409_600_000_000, UserRow({}), {}, SPEC)
     request["hist_vec"] = np.zeros((1, 1, 16), np.float32)
-    del request["hist_row"]
+    del request["hist_row"], request["hist_ts"]
     scores = (parts.user_encoder(request)["user_vec"] @ keys.T)[0]
     assert scores[6:].min() > scores[:6].max()
 
