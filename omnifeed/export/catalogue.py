@@ -81,6 +81,7 @@ class Catalogue:
     now: int
     texts: dict[str, Strings]  # by TEXT_COLUMNS
     price: npt.NDArray[np.float64]  # [N], NaN where not known
+    duration_s: npt.NDArray[np.float64]  # [N], NaN where not known
     created_ts: Ints  # [N]
     live_from: Ints  # [N]
     live_until: Ints  # [N]
@@ -134,7 +135,8 @@ class Catalogue:
     def columns(self, rows: Sequence[int]) -> dict[str, list[Any]]:
         """The columns that `encode.encode_items` reads, of these rows."""
         texts: dict[str, list[Any]] = {name: [column[row] for row in rows] for name, column in self.texts.items()}
-        return {**texts, "price": [float(self.price[row]) for row in rows]}
+        numbers = {"price": self.price, "duration_s": self.duration_s}
+        return {**texts, **{name: [float(column[row]) for row in rows] for name, column in numbers.items()}}
 
 
 def write_snapshot(
@@ -171,7 +173,8 @@ def write_snapshot(
         arrays[f"{name}.blob"], arrays[f"{name}.ends"], arrays[f"{name}.null"] = column.blob, column.ends, column.null
     for name in TIME_COLUMNS:
         arrays[name] = np.array([_micros(value, name) for value in _column(items, name, count)], np.int64)
-    arrays["price"] = np.array([np.nan if v is None else v for v in _column(items, "price", count)], np.float64)
+    for name in ("price", "duration_s"):
+        arrays[name] = np.array([np.nan if v is None else v for v in _column(items, name, count)], np.float64)
     arrays["stock"] = np.array([UNKNOWN if v is None else v for v in _column(items, "stock", count)], np.int64)
     arrays["policy"] = _indices(_column(items, "policy", count), POLICIES, "policy").astype(np.int8)
     _indices(_column(items, "kind", count), tuple(KIND_IDS), "kind")
@@ -237,6 +240,7 @@ def load_snapshot(home: Home) -> Catalogue:
         now=int(arrays["now"]),
         texts=texts,
         price=arrays["price"],
+        duration_s=arrays["duration_s"],
         created_ts=arrays["created_ts"],
         live_from=arrays["live_from"],
         live_until=arrays["live_until"],

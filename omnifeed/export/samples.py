@@ -96,8 +96,8 @@ def golden_samples(training_set: Path, spec: EncodeSpec, now: int) -> Samples:
         created = picked["created_ts"].cast(pa.int64()).to_numpy()[candidates - 1]
         live = np.array([kind == "livestream" for kind in columns["kind"]], np.bool_)[candidates - 1]
         before = affinity(item_keys(items), encoded, candidates[None], encoded["scenario"], np.array([now]))[0]
-        text = items["text"][candidates]
-        cand_dense = candidate_dense(features, created, live, text, encoded["query"][0], now, before)
+        text, plain = items["text"][candidates], items["item_dense"][candidates]
+        cand_dense = candidate_dense(features, created, live, text, encoded["query"][0], now, plain, before)
         requests.append(Sample(case, encoded, candidates, cand_dense[None]))
     return Samples(items, tuple(requests))
 

@@ -94,7 +94,9 @@ AFFINITY_FEATURES = (
     *(f"{name}_scenario" for name in ("seen_log", "click_lift", "long_view_lift")),
     *("seen_log", "click_rate", "long_view_rate", "long_view_lift_recent"),
 )
-REQUEST_TIME_FEATURES = ("age_days_log", "is_live", "query_match", *AFFINITY_FEATURES)
+#: What an item is, whatever the day; the item encoder reads it too.
+ITEM_PLAIN_FEATURES = ("price_log", "price_known", "duration_log", "duration_known")
+REQUEST_TIME_FEATURES = ("age_days_log", "is_live", "query_match", *ITEM_PLAIN_FEATURES, *AFFINITY_FEATURES)
 
 
 def of(*sources: Source) -> tuple[Feature, ...]:

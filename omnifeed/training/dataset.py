@@ -195,7 +195,7 @@ def load_training_set(
 
 def encode_catalogue(table: pa.Table, spec: EncodeSpec) -> Items:
     """Encode a canonical items table, the unknown item before it."""
-    names = ("item_id", "author_id", "kind", "category", "title", "price")
+    names = ("item_id", "author_id", "kind", "category", "title", "price", "duration_s")
     known = encode_items({name: table[name].to_pylist() for name in names}, spec)
     unknown = unknown_item(spec)
     livestream = np.append(False, _flat(pc.fill_null(pc.equal(table["kind"], "livestream"), False)))
@@ -241,7 +241,7 @@ def candidate_columns(
         match[part] = (text[rows[part]].astype(np.float64) * queries[query[part]].astype(np.float64)).sum(1)
     age = np.log1p(np.maximum(ts - items.created[rows], 0) / DAY_US)
     extra = np.stack([age, items.on_air(rows, ts).astype(np.float64), match], 1).astype(np.float32)
-    return np.concatenate([item_features, extra, affinity], axis=1)
+    return np.concatenate([item_features, extra, items.inputs["item_dense"][rows], affinity], axis=1)
 
 
 def micros(column: pa.ChunkedArray, null: int) -> Ints:

@@ -286,6 +286,7 @@ class _Call:
             index.text[found.rows],
             encoded["query"][0],
             self.now,
+            index.plain[found.rows],
             before[0],
         )
 

@@ -30,6 +30,7 @@ class Index:
     catalogue: Catalogue
     rows: Mapping[str, int]  # item_id -> row, from 1
     text: Floats  # [N + 1, text_dims]
+    plain: Floats  # [N + 1, ITEM_DIMS], `item_dense`
     keys: Ints  # [N + 1, 2], `item_keys`: what a history is matched by
     vec: Floats | None  # [N + 1, d], raw, for tokens and ranking; None without a network
     key: Floats | None  # [N + 1, d], unit length, for retrieval
@@ -49,7 +50,9 @@ def build_index(spec: EncodeSpec, catalogue: Catalogue, parts: Parts | None, pre
     rows = {str(item): row for row, item in enumerate(catalogue.texts["item_id"], start=1)}
     origin = _origins(catalogue, rows, previous)
     fresh = np.flatnonzero(origin < 0)
-    columns: dict[str, list[npt.NDArray[Any]]] = {"text": [], "keys": [], "item_vec": [], "item_key": []}
+    columns: dict[str, list[npt.NDArray[Any]]] = {
+        name: [] for name in ("text", "item_dense", "keys", "item_vec", "item_key")
+    }
     for start in range(0, len(fresh), CHUNK):
         numbers = [int(row) - 1 for row in fresh[start : start + CHUNK]]
         known = encode_items(catalogue.columns([max(number, 0) for number in numbers]), spec) if len(catalogue) else {}
@@ -57,6 +60,7 @@ def build_index(spec: EncodeSpec, catalogue: Catalogue, parts: Parts | None, pre
             unknown = unknown_item(spec)
             known = {name: np.concatenate([unknown[name], known[name][1:]]) for name in known} or unknown
         columns["text"].append(known["text"])
+        columns["item_dense"].append(known["item_dense"])
         columns["keys"].append(item_keys(known))
         if parts is not None:
             outputs = parts.item_encoder(known)
@@ -82,6 +86,7 @@ def build_index(spec: EncodeSpec, catalogue: Catalogue, parts: Parts | None, pre
         catalogue=catalogue,
         rows=rows,
         text=merged("text", previous.text if previous else None),
+        plain=merged("item_dense", previous.plain if previous else None),
         keys=merged("keys", previous.keys if previous else None),
         vec=merged("item_vec", previous.vec if previous else None) if parts is not None else None,
         key=merged("item_key", previous.key if previous else None) if parts is not None else None,
@@ -98,12 +103,13 @@ def _origins(catalogue: Catalogue, rows: Mapping[str, int], previous: Index | No
     names = [name for name in catalogue.texts if name != "item_id"]
     for item, row in rows.items():
         former = previous.rows.get(item, 0)
-        if not former or not _same_price(catalogue.price[row - 1], before.price[former - 1]):
+        if not former or not _same_numbers(catalogue, row - 1, before, former - 1):
             continue
         if all(catalogue.texts[name][row - 1] == before.texts[name][former - 1] for name in names):
             origin[row] = former
     return origin
 
 
-def _same_price(one: float, other: float) -> bool:
-    return one == other or (one != one and other != other)
+def _same_numbers(one: Catalogue, row: int, other: Catalogue, former: int) -> bool:
+    pairs = ((one.price[row], other.price[former]), (one.duration_s[row], other.duration_s[former]))
+    return all(new == old or (new != new and old != old) for new, old in pairs)
