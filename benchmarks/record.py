@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -41,6 +43,7 @@ def write_result(
         printed: what a command printed, word for word.
     """
     path = ROOT / "results" / f"{name}.json"
+    has_gpu = shutil.which("nvidia-smi") is not None
     command = " ".join(["python", *(argument.removeprefix(f"{ROOT}/") for argument in sys.argv)])
     write_json(
         path,
@@ -51,7 +54,7 @@ def write_result(
             "commit": git_commit(),
             "data": data,
             "seeds": seeds,
-            "machine": f"{platform.machine()}, 2 cores, no GPU",
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {'a' if has_gpu else 'no'} GPU",
             "versions": {library: metadata.version(library) for library in libraries},
             "rows": rows,
             "notes": notes,

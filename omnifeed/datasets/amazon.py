@@ -42,8 +42,8 @@ def load(config: Config) -> Source:
             f"{folder} holds {len(attribute_files)} files *_item2attributes.json.", "Give the folder of one category."
         )
     name = attribute_files[0].name.removesuffix("_item2attributes.json")
-    sequences = _sequences(folder / f"{name}.txt")
-    attributes = _attributes(attribute_files[0])
+    sequences = read_sequences(folder / f"{name}.txt")
+    attributes = read_attributes(attribute_files[0])
     events = _events(sequences, config.data.observation_delay_s * 1_000_000)
     items = sorted({item for _, sequence in sequences for item in sequence})
     tables = Tables(
@@ -54,21 +54,46 @@ def load(config: Config) -> Source:
     return Source(tables, frozenset(), END_TS, f"Amazon 2014 5-core {name}, leave-one-out, synthetic ordinal times")
 
 
-def _sequences(path: Path) -> list[tuple[str, list[str]]]:
+def read_sequences(path: Path, *, users: bool = True) -> list[tuple[str, list[str]]]:
+    """Lines of numbers: a user and its items, oldest first; without users, a session's items.
+
+    Returns:
+        (user, items); a session's user is its line's number.
+
+    Raises:
+        InputError: the file cannot be read, holds no line, or a line is malformed or the second of its user.
+    """
+    wanted = "`user item item ...`" if users else "`item item ...`"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.", "Put it beside the attributes.") from None
-    rows = [line.split() for line in lines]
-    for number, row in enumerate(rows, start=1):
-        if len(row) < 2 or not all(value.isdigit() for value in row):
-            raise InputError(f"{path}: line {number} is not a user and its items.", "Write `user item item ...`.")
+        raise InputError(f"{path} cannot be read: {error.strerror}.", f"Give a file of lines {wanted}.") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not text: {error}.", f"Give a file of lines {wanted}.") from None
+    first: dict[str, int] = {}
+    rows: list[tuple[str, list[str]]] = []
+    for number, line in enumerate(lines, start=1):
+        row = line.split() if users else [str(number), *line.split()]
+        if len(row) < 2 or not all(value.isascii() and value.isdigit() for value in row):
+            what = "a user and its items" if users else "a session's items"
+            raise InputError(f"{path}: line {number} is not {what}.", f"Write {wanted}, all of them numbers.")
+        if first.setdefault(row[0], number) != number:
+            raise InputError(
+                f"{path}: line {number} is user {row[0]} again, after line {first[row[0]]}.",
+                "Put all items of a user on one line, or read the file as sessions.",
+            )
+        rows.append((row[0], row[1:]))
     if not rows:
         raise InputError(f"{path} holds no sequences.", "Give a log with at least one user.")
-    return [(row[0], row[1:]) for row in rows]
+    return rows
 
 
-def _attributes(path: Path) -> dict[str, list[str]]:
+def read_attributes(path: Path) -> dict[str, list[str]]:
+    """Attributes by item, the most frequent first.
+
+    Raises:
+        InputError: the file is missing or malformed.
+    """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         attributes = {str(item): [str(value) for value in values] for item, values in raw.items()}
