@@ -125,11 +125,13 @@ class Recommender:
             sources=tuple(call.sources),
             propensities=call.propensities,
             interstitial=tuple(call.interstitial),
+            tail_creators=tuple(call.tail_creators),
             degraded=tuple(dict.fromkeys(call.degraded)),
             arm=route.arm,
             release=call.release,
             experiment=route.experiment,
             request_id=request.request_id,
+            elapsed_ms=stage.elapsed_ms(),
             stages=stage.ms,
         )
         if request.probe:
@@ -180,6 +182,7 @@ class _Call:
         self.sources: list[Source] = []
         self.propensities: tuple[float, ...] | None = None
         self.interstitial: list[bool] = []
+        self.tail_creators: list[bool | None] = []
 
     def answer(self, route: Route) -> None:
         """Fill the slate from the route's release, its fallback, or what trends."""
@@ -386,7 +389,9 @@ class _Call:
         self.sources = [candidates.sources[place] for place in chosen.places]
         self.propensities = chosen.propensities
         self.places = chosen.places
-        labels = index.catalogue.policy[candidates.rows[list(chosen.places)] - 1]
+        rows = candidates.rows[list(chosen.places)] - 1
+        self.tail_creators = index.catalogue.of_tail(rows)
+        labels = index.catalogue.policy[rows]
         self.interstitial = (labels == POLICIES.index("INTERSTITIAL")).tolist()
         if len(self.item_ids) < request.k:
             self.degraded.append(Reason.FEWER_THAN_K)
