@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import threading
 import time
@@ -27,7 +28,9 @@ from omnifeed.serving.client import Client
 from omnifeed.serving.processes import _ERROR
 from omnifeed.serving.recommend.contract import Reason, Stage
 from omnifeed.serving.recommend.metrics import FAMILIES
+from omnifeed.serving.recommend.sink import WAIT_S
 from omnifeed.serving.server import LocalServer, triton_environment
+from omnifeed.serving.wire import Recommendation
 from serving.feature_double import FeatureDouble, Served
 
 try:
@@ -295,6 +298,51 @@ def test_on_a_full_disk_answers_go_on_and_every_loss_is_counted(
     path.write_text(former)
 
 
+def test_a_sink_that_hangs_costs_a_moment_once_and_every_loss_is_counted(server: Served, client: Client) -> None:
+    """Named pipes that nobody reads stand where the files would: opening one for writing does not come back."""
+    exposures = server.home.experiments / "trial" / "exposures"
+    before, answers = counted(server), []
+
+    def ask(user: str) -> Recommendation:
+        answers.append(client.recommend(user, "search", now=NOW))
+        return answers[-1]
+
+    wait_for(lambda: ask("u").experiment == "trial" and len(list(exposures.glob("*.jsonl"))) == 2, 10)
+    stuck = server.home.experiments / "stuck" / "exposures"
+    stuck.mkdir(parents=True)
+    pipes = [stuck / file.name for file in exposures.glob("*.jsonl")]
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    path = server.home.experiments / "current.json"
+    former = path.read_text()
+    arms = (Arm("champion", "1", 0.5), Arm("challenger", "0", 0.5))
+    write_json(path, Experiment("stuck", "salt", arms, 0, FOREVER, "").to_dict())
+    for _ in range(2):
+        wait_for(lambda: client.recommend("u", "search", now=NOW, probe=True).experiment == "stuck", 5)
+    took = []
+    for n in range(40):
+        start = time.monotonic()
+        ask(f"u{n}")
+        took.append(time.monotonic() - start)
+    in_time = [answer for answer in answers if answer.experiment == "stuck"]
+    assert len(in_time) > 30
+    assert all(Reason.EXPOSURES_NOT_LOGGED in answer.degraded and len(answer.item_ids) == 10 for answer in in_time)
+    assert max(took) < 0.5
+    assert sorted(took)[-4] < WAIT_S + 0.05  # the wait is paid once a process, not by every request
+    key = "omnifeed_exposures_lost_total", frozenset[tuple[str, str]]()
+    lost = sum(Reason.EXPOSURES_NOT_LOGGED in answer.degraded for answer in answers)
+    wait_for(lambda: counted(server)[key] - before[key] == lost, 5)
+    readers = [os.open(pipe, os.O_RDONLY | os.O_NONBLOCK) for pipe in pipes]  # the volume is back
+    path.write_text(former)
+    for _ in range(2):
+        wait_for(lambda: client.recommend("u", "search", now=NOW, probe=True).experiment == "trial", 5)
+    again = client.recommend("u1", "search", now=NOW)
+    assert Reason.EXPOSURES_NOT_LOGGED not in again.degraded
+    assert any(again.request_id in file.read_text() for file in exposures.glob("*.jsonl"))
+    for reader in readers:
+        os.close(reader)
+
+
 def test_clients_find_a_server_that_was_stopped_and_started_again(tmp_path: Path) -> None:
     """SIGTERM under load: what was answered is logged, what was not says so, and the same clients go on."""
     home = copied(tmp_path / "home")
@@ -322,7 +370,9 @@ def test_clients_find_a_server_that_was_stopped_and_started_again(tmp_path: Path
                 askers = [asyncio.create_task(ask(name)) for name in range(4)]
                 while len(answered) < 50:
                     await asyncio.sleep(0.01)
+                begun = time.monotonic()
                 await asyncio.to_thread(first.stop)
+                assert time.monotonic() - begun < 20  # a model that does not end is waited for until 30 s
                 with_ports = LocalServer(home, settings, simulated_clock=True, features=False)
                 second = await asyncio.to_thread(with_ports.__enter__)
                 again.set()
