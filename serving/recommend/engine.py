@@ -348,11 +348,12 @@ class _Call:
 
     def _candidate_dense(self, index: Index, found: Candidates, query: Floats) -> Floats:
         catalogue, items = index.catalogue, found.rows - 1
+        texts = index.texts.dense(found.rows) if self.query else np.zeros((len(items), len(query)), np.float32)
         return candidate_dense(
             catalogue.features_of(self.request.scenario)[items],
             catalogue.created_ts[items],
             catalogue.on_air(self.now, items),
-            index.text[found.rows],
+            texts,
             query,
             self.now,
         )
