@@ -6,13 +6,17 @@ Imported only by the server's Python, where `triton_python_backend_utils` exists
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from omnifeed.errors import UnavailableError
+from omnifeed.serving.recommend.contract import DEAD
 from omnifeed.serving.recommend.parts import OUTPUTS, Arrays, as_batched
+
+DEAD_S = 1.0
 
 _request = threading.local()  # the thread that makes an index asks the same models for nobody's request
 
@@ -23,10 +27,14 @@ def traced_by(request: Any) -> None:
 
 
 class BlsParts:
-    """`Parts` of one release: the Triton models `<part>_<number>`, version 1, pinned."""
+    """`Parts` of one release: the Triton models `<part>_<number>`, version 1, pinned.
+
+    A call of a model whose process has crashed takes a second to fail: the next ones, for DEAD_S, fail at once.
+    """
 
     def __init__(self, number: str) -> None:
         self._number = number
+        self._dead: dict[str, float] = {}  # by part, until when
 
     def item_encoder(self, inputs: Arrays) -> Arrays:
         """See `Parts.item_encoder`."""
@@ -41,6 +49,8 @@ class BlsParts:
         return self._call("ranker", inputs)
 
     def _call(self, part: str, inputs: Arrays) -> Arrays:
+        if time.monotonic() < self._dead.get(part, 0.0):
+            raise UnavailableError(f"{part}_{self._number} has died.", "It is loaded again by whoever watches.")
         request = pb_utils.InferenceRequest(
             model_name=f"{part}_{self._number}",
             model_version=1,
@@ -52,6 +62,8 @@ class BlsParts:
         )
         response = request.exec()
         if response.has_error():
+            if DEAD in response.error().message():
+                self._dead[part] = time.monotonic() + DEAD_S
             raise UnavailableError(
                 f"{part}_{self._number} did not answer: {response.error().message()}.", "See its log."
             )

@@ -25,6 +25,8 @@ MAX_TS = 2**61  # UTC microseconds; far beyond any date, and safe to subtract
 
 #: Separates what is wrong from what to do in an error that crosses gRPC.
 ERROR_SEPARATOR = "\n"
+#: What Triton says in place of a model whose process has crashed.
+DEAD = "is not healthy"
 
 #: Triton tensors of the `recommend` model: name -> Triton data type. The first two are required.
 INPUT_TYPES = {
