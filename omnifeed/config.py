@@ -144,6 +144,7 @@ class ServingConfig:
     user_rate: float = 20.0  # and a second in the long run
     repeats: int = 5  # times that a request may be asked again under the same request_id; 0: no limit
     threads: int = 1  # onnxruntime threads a model instance
+    shipped_logs: str = ""  # URI of the store that servers ship their logs to; the gate's step fetches them from there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

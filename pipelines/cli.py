@@ -22,6 +22,7 @@ from omnifeed.config import Config
 from omnifeed.errors import InputError, IntegrityError, OmnifeedError
 from omnifeed.home import Home
 from omnifeed.pipelines.catalogue import catalogue_group
+from omnifeed.pipelines.logs import logs_group
 from omnifeed.pipelines.ui import ui_command
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def cli() -> None:
 
 
 cli.add_command(catalogue_group)
+cli.add_command(logs_group)
 cli.add_command(ui_command)
 
 

@@ -1,4 +1,4 @@
-"""The online store, a real Redis, is stopped and started again: users count as new meanwhile, and then are known again."""
+"""The online store, a real Redis, is stopped and started again: users count as new meanwhile, and are known again."""
 
 from __future__ import annotations
 
