@@ -265,6 +265,7 @@ class LocalServer:
             "OMP_NUM_THREADS": "1",
             "OMNIFEED_HOME": str(self.home.root.absolute()),
             "OMNIFEED_CONFIG": str(self._folder / "config.json"),
+            "OMNIFEED_METRICS": f"{HOST}:{serving.metrics_port}",
             "OMNIFEED_SIMULATED_CLOCK": "1" if self._simulated else "0",
             "OMNIFEED_FEATURES": f"{HOST}:{serving.features_port}" if self._with_features else "",
         }

@@ -6,17 +6,15 @@ Imported only by the server's Python, where `triton_python_backend_utils` exists
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from omnifeed.errors import UnavailableError
-from omnifeed.serving.recommend.contract import DEAD
+from omnifeed.serving.recommend.contract import PART_S
 from omnifeed.serving.recommend.parts import OUTPUTS, Arrays, as_batched
-
-DEAD_S = 1.0
+from omnifeed.serving.recommend.patience import Patience
 
 _request = threading.local()  # the thread that makes an index asks the same models for nobody's request
 
@@ -29,12 +27,13 @@ def traced_by(request: Any) -> None:
 class BlsParts:
     """`Parts` of one release: the Triton models `<part>_<number>`, version 1, pinned.
 
-    A call of a model whose process has crashed takes a second to fail: the next ones, for DEAD_S, fail at once.
+    A part that hangs, or whose process has crashed, which takes a second to fail, must not keep `recommend` from
+    answering others. The item encoder is not asked for a request, and may take its time.
     """
 
     def __init__(self, number: str) -> None:
         self._number = number
-        self._dead: dict[str, float] = {}  # by part, until when
+        self._waits = {part: Patience[Any](PART_S) for part in ("user_encoder", "ranker")}
 
     def item_encoder(self, inputs: Arrays) -> Arrays:
         """See `Parts.item_encoder`."""
@@ -49,8 +48,6 @@ class BlsParts:
         return self._call("ranker", inputs)
 
     def _call(self, part: str, inputs: Arrays) -> Arrays:
-        if time.monotonic() < self._dead.get(part, 0.0):
-            raise UnavailableError(f"{part}_{self._number} has died.", "It is loaded again by whoever watches.")
         request = pb_utils.InferenceRequest(
             model_name=f"{part}_{self._number}",
             model_version=1,
@@ -60,10 +57,9 @@ class BlsParts:
                 pb_utils.Tensor(name, np.ascontiguousarray(value)) for name, value in as_batched(part, inputs).items()
             ],
         )
-        response = request.exec()
+        waits = self._waits.get(part)
+        response = request.exec() if waits is None else waits.do(request.exec)
         if response.has_error():
-            if DEAD in response.error().message():
-                self._dead[part] = time.monotonic() + DEAD_S
             raise UnavailableError(
                 f"{part}_{self._number} did not answer: {response.error().message()}.", "See its log."
             )

@@ -11,14 +11,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import threading
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import Any
 
 from omnifeed.home import Home
+from omnifeed.serving.recommend.patience import Patience
 
 WAIT_S = 0.05  # a write takes a ten-thousandth of it; and while one hangs, the next requests do not wait at all
 FILE_BYTES = 256 * 2**20  # then a new file: the old one can be shipped to its end and removed
@@ -44,10 +42,7 @@ class Sink:
         self._name = f"{started}-{os.getpid()}"
         self._files: dict[str, _File] = {}
         self._numbers: dict[str, int] = {}  # of the experiment's file, from 0
-        self._jobs: SimpleQueue[tuple[Future[bool], str, bytes] | None] = SimpleQueue()
-        self._late: Future[bool] | None = None  # the write that somebody gave up waiting for
-        self._writer = threading.Thread(target=self._work, daemon=True)
-        self._writer.start()
+        self._writer = Patience[None](WAIT_S)
 
     def append(self, experiment: str, lines: Iterable[Mapping[str, Any]]) -> bool:
         """Write these lines, all or none.
@@ -55,33 +50,18 @@ class Sink:
         Returns:
             whether they were written within WAIT_S. Lines of a write that hangs may still arrive later.
         """
-        if self._late is not None and not self._late.done():
-            return False
         raw = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode("utf-8", "replace")
-        written: Future[bool] = Future()
-        self._jobs.put((written, experiment, raw))
         try:
-            return written.result(WAIT_S)
-        except TimeoutError:
-            if not written.cancel():
-                self._late = written
+            self._writer.do(lambda: self._write(experiment, raw))
+        except OSError:  # TimeoutError is one
             return False
+        return True
 
     def close(self) -> None:
         """Close the files; a write that hangs is left behind."""
-        self._jobs.put(None)
-        self._writer.join(CLOSE_S)
+        self._writer.close(self._close, CLOSE_S)
 
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            written, experiment, raw = job
-            if not written.set_running_or_notify_cancel():
-                continue
-            try:
-                self._write(experiment, raw)
-                written.set_result(True)
-            except OSError:
-                written.set_result(False)
+    def _close(self) -> None:
         for file in self._files.values():
             os.close(file.descriptor)
         self._files.clear()

@@ -277,6 +277,7 @@ def real_triton(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], dict[
         "PYTHONPATH": str(work / "packages"),
         "OMNIFEED_HOME": str(home.root),
         "OMNIFEED_CONFIG": str(work / "config.json"),
+        "OMNIFEED_METRICS": f"127.0.0.1:{ports['metrics']}",
     }
     with (tmp_path / "triton.log").open("wb") as log:
         process = subprocess.Popen(

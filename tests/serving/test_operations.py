@@ -225,15 +225,17 @@ def test_the_async_client_asks_many_at_once_and_says_the_same(server: Served, cl
         assert (answer.item_ids, answer.arm, answer.scores) == (same.item_ids, same.arm, same.scores)
 
 
-def test_a_flood_is_forgotten_with_its_callers_and_memory_stays(server: Served, client: Client) -> None:
+def test_a_flood_is_refused_at_once_or_forgotten_with_its_callers_and_memory_stays(
+    server: Served, client: Client
+) -> None:
     triton = psutil.Process(server.children[0].pid)
 
     def resident() -> int:
         return sum(process.memory_info().rss for process in [triton, *triton.children(recursive=True)])
 
-    async def flood(requests: int) -> Counter[str]:
+    async def flood(requests: int, deadline_s: float) -> Counter[str]:
         said: Counter[str] = Counter()
-        async with AsyncClient(server.url, deadline_s=0.5) as one:
+        async with AsyncClient(server.url, deadline_s=deadline_s) as one:
 
             async def ask(n: int) -> None:
                 try:
@@ -245,20 +247,28 @@ def test_a_flood_is_forgotten_with_its_callers_and_memory_stays(server: Served, 
             await asyncio.gather(*(ask(n) for n in range(requests)))
         return said
 
-    key = "omnifeed_abandoned_total", frozenset[tuple[str, str]]()
-    asyncio.run(flood(2_000))
-    before, abandoned = resident(), counted(server)[key]
-    said = asyncio.run(flood(2_000))
+    late = "Ask again, with the same request_id; if it lasts, allow more time or add replicas."
+    full = "Ask again in a second, with the same request_id; if it lasts, add replicas."
+    no_labels = frozenset[tuple[str, str]]()
+    abandoned = "omnifeed_abandoned_total", no_labels
+    refused = "omnifeed_refusals_total", frozenset({("code", "UNAVAILABLE"), ("kind", "")})
+    asyncio.run(flood(2_000, 1.5))
+    before, counts = resident(), counted(server)
+    impatient = asyncio.run(flood(2_000, 0.2))
     start = time.monotonic()
     assert client.recommend("u1", "search", now=NOW).item_ids
     assert time.monotonic() - start < 1.5  # the backlog of about 2,000 answers would take ten seconds
-    assert said.total() == 2_000
-    late = "Ask again, with the same request_id; if it lasts, allow more time or add replicas."
-    assert said["answered"] > 0
-    assert said[late] > 0
-    assert set(said) == {"answered", late}
+    assert impatient.total() == 2_000
+    assert impatient[late] > 0
+    begun = time.monotonic()
+    patient = asyncio.run(flood(2_000, 20))
+    assert set(patient) == {"answered", full}  # nobody had to wait for a deadline
+    assert patient["answered"] > 100
+    assert patient[full] > 500
+    assert time.monotonic() - begun < 8
     assert resident() - before < 40 * 2**20
-    wait_for(lambda: counted(server)[key] > abandoned, 5)
+    wait_for(lambda: counted(server)[abandoned] > counts[abandoned], 5)
+    wait_for(lambda: counted(server)[refused] > counts[refused], 5)
 
 
 @pytest.fixture
