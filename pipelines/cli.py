@@ -23,6 +23,7 @@ from omnifeed.errors import InputError, OmnifeedError
 from omnifeed.home import Home
 from omnifeed.pipelines.catalogue import catalogue_group
 from omnifeed.pipelines.ledger import ledger_group
+from omnifeed.pipelines.logs import logs_group
 from omnifeed.pipelines.ui import ui_command
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def cli() -> None:
 
 cli.add_command(catalogue_group)
 cli.add_command(ledger_group)
+cli.add_command(logs_group)
 cli.add_command(ui_command)
 
 

@@ -23,8 +23,12 @@ MAX_HISTORY = 1_000
 MAX_QUERY_BYTES = 100_000  # beyond it the request is refused; up to it the query is cut to encode.MAX_QUERY_CHARS
 MAX_TS = 2**61  # UTC microseconds; far beyond any date, and safe to subtract
 
+PART_S = 0.5  # then a release's part counts as failed; while it hangs, its next calls fail at once
+
 #: Separates what is wrong from what to do in an error that crosses gRPC.
 ERROR_SEPARATOR = "\n"
+#: What Triton says in place of a model whose process has crashed.
+DEAD = "is not healthy"
 
 #: Triton tensors of the `recommend` model: name -> Triton data type. The first two are required.
 INPUT_TYPES = {
