@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from omnifeed.config import ServingConfig
 from omnifeed.errors import InputError, UnavailableError
+from omnifeed.export.affinity import affinity
 from omnifeed.export.catalogue_state import Bools
 from omnifeed.export.delta import POLICIES
 from omnifeed.export.encode import (
@@ -124,11 +125,13 @@ class Recommender:
             sources=tuple(call.sources),
             propensities=call.propensities,
             interstitial=tuple(call.interstitial),
+            tail_creators=tuple(call.tail_creators),
             degraded=tuple(dict.fromkeys(call.degraded)),
             arm=route.arm,
             release=call.release,
             experiment=route.experiment,
             request_id=request.request_id,
+            elapsed_ms=stage.elapsed_ms(),
             stages=stage.ms,
         )
         if request.probe:
@@ -179,6 +182,7 @@ class _Call:
         self.sources: list[Source] = []
         self.propensities: tuple[float, ...] | None = None
         self.interstitial: list[bool] = []
+        self.tail_creators: list[bool | None] = []
 
     def answer(self, route: Route) -> None:
         """Fill the slate from the route's release, its fallback, or what trends."""
@@ -223,9 +227,10 @@ class _Call:
     def _network(self, loaded: Loaded, strict: bool) -> Candidates:
         index, parts = loaded.index, loaded.parts
         assert parts is not None
-        inputs: dict[str, npt.NDArray[Any]] = self._encoded(index)
-        query = inputs["query"][0] if self.query else None
-        inputs["hist_vec"] = index.vec[inputs.pop("hist_row")]
+        encoded: dict[str, npt.NDArray[Any]] = self._encoded(index)
+        query = encoded["query"][0] if self.query else None
+        inputs = {name: value for name, value in encoded.items() if name not in ("hist_row", "hist_ts")}
+        inputs["hist_vec"] = index.vec[encoded["hist_row"]]
         try:
             with self.stage(Stage.USER_ENCODER):
                 user = parts.user_encoder(inputs)
@@ -243,7 +248,7 @@ class _Call:
         if not len(found.rows):
             return found
         asked.rows = found.rows
-        asked.candidate_dense = self._candidate_dense(index, found, inputs["query"][0])
+        asked.candidate_dense = self._candidate_dense(index, found, encoded)
         try:
             given = {
                 "states": user["states"],
@@ -346,9 +351,11 @@ class _Call:
             self.degraded.append(Reason.UNKNOWN_CANDIDATES)
         return rows
 
-    def _candidate_dense(self, index: Index, found: Candidates, query: Floats) -> Floats:
+    def _candidate_dense(self, index: Index, found: Candidates, encoded: dict[str, npt.NDArray[Any]]) -> Floats:
         catalogue, items = index.catalogue, found.rows - 1
+        query = encoded["query"][0]
         texts = index.texts.dense(found.rows) if self.query else np.zeros((len(items), len(query)), np.float32)
+        before = affinity(index.keys, encoded, found.rows[None], encoded["scenario"], np.array([self.now], np.int64))
         return candidate_dense(
             catalogue.features_of(self.request.scenario)[items],
             catalogue.created_ts[items],
@@ -356,6 +363,8 @@ class _Call:
             texts,
             query,
             self.now,
+            index.plain[found.rows],
+            before[0],
         )
 
     def _fill(self, index: Index, candidates: Candidates) -> None:
@@ -382,7 +391,9 @@ class _Call:
         self.sources = [candidates.sources[place] for place in chosen.places]
         self.propensities = chosen.propensities
         self.places = chosen.places
-        labels = index.catalogue.policy[candidates.rows[list(chosen.places)] - 1]
+        rows = candidates.rows[list(chosen.places)] - 1
+        self.tail_creators = index.catalogue.of_tail(rows)
+        labels = index.catalogue.policy[rows]
         self.interstitial = (labels == POLICIES.index("INTERSTITIAL")).tolist()
         if len(self.item_ids) < request.k:
             self.degraded.append(Reason.FEWER_THAN_K)

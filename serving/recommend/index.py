@@ -11,8 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from omnifeed.errors import UnavailableError
+from omnifeed.export.affinity import item_keys
 from omnifeed.export.catalogue_state import Bools, Catalogue
 from omnifeed.export.encode import EncodeSpec, Floats, Ints, encode_items, unknown_item
 from omnifeed.export.rows import Stack
@@ -56,7 +58,7 @@ class Index:
     spec: EncodeSpec
     catalogue: Catalogue
     texts: Texts  # [N + 1]
-    stacks: Mapping[str, Stack] = field(default_factory=dict)  # with a network item_vec and item_key
+    stacks: Mapping[str, Stack] = field(default_factory=dict)  # item_dense, keys; with a network item_vec and item_key
     near: Near | None = None  # of a large one
     eligibility: Eligibility = field(default_factory=Eligibility, repr=False, compare=False)
 
@@ -69,6 +71,17 @@ class Index:
     def rows(self) -> Mapping[str, int]:
         """item_id -> row, from 1."""
         return _Rows(self.catalogue, self.count)
+
+    @property
+    @property
+    def plain(self) -> Floats:
+        """[N + 1, ITEM_DIMS], `item_dense` of the item encoder's inputs."""
+        return self.stacks["item_dense"].rows
+
+    @property
+    def keys(self) -> Ints:
+        """[N + 1, 2], `item_keys`: what a history is matched by."""
+        return self.stacks["keys"].rows
 
     @property
     def vec(self) -> Floats:
@@ -137,7 +150,7 @@ def build_index(
         texts = texts.taken(place)
     stacks = {}
     for name, stack in previous.stacks.items():
-        merged = np.empty((len(origin), stack.rows.shape[1]), np.float32)
+        merged = np.empty((len(origin), stack.rows.shape[1]), stack.rows.dtype)
         merged[same] = stack.rows[origin[same]]
         if len(fresh):
             merged[fresh] = encoded[name]
@@ -153,21 +166,22 @@ def _same_texts(spec: EncodeSpec, catalogue: Catalogue, other: Index) -> bool:
 
 def _encoded(
     spec: EncodeSpec, catalogue: Catalogue, parts: Parts | None, rows: Ints, texts: Texts
-) -> tuple[Texts, dict[str, Floats]]:
+) -> tuple[Texts, dict[str, npt.NDArray[Any]]]:
     """The text vectors with those of these rows (from 1; 0 is the unknown item) after them, unless they hold all rows
-    already, and the item encoder's vectors of these rows.
+    already, and every stack's part for these rows.
     """
-    complete, found = len(texts) == len(catalogue) + 1, dict[str, Floats]()
-    if complete and parts is None:
-        return texts, found
+    complete, found = len(texts) == len(catalogue) + 1, dict[str, npt.NDArray[Any]]()
     for start in range(0, len(rows), CHUNK):
         inputs = _inputs(spec, catalogue, rows[start : start + CHUNK].tolist())
         texts = texts if complete else texts.extended(inputs["text"])
-        for name, matrix in ({} if parts is None else parts.item_encoder(inputs)).items():
+        vectors = {} if parts is None else parts.item_encoder(inputs)
+        for matrix in vectors.values():
             if not np.isfinite(matrix).all():
                 raise UnavailableError("The item encoder gave vectors that are not finite.", "Roll back.")
+        known = {"item_dense": inputs["item_dense"], "keys": item_keys(inputs)}
+        for name, matrix in {**known, **vectors}.items():
             if name not in found:
-                found[name] = np.empty((len(rows), matrix.shape[1]), np.float32)
+                found[name] = np.empty((len(rows), matrix.shape[1]), matrix.dtype)
             found[name][start : start + len(matrix)] = matrix
     return texts, found
 
