@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 from record import row, write_result
-from serving_latency import Swept
 from serving_stack import asked, settings, stack
+from thread_sweep import Setting, Swept
 
 from omnifeed.errors import UnavailableError
 from omnifeed.home import write_atomic
@@ -56,9 +56,9 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for instances in (1, 2):
         for name, policy in POLICIES.items():
-            Queued.instances, Queued.policy = instances, policy
+            Queued.policy = policy
             with (
-                Queued(home, config, simulated_clock=True, features=False) as server,
+                Queued(home, config, Setting(instances), simulated_clock=True, features=False) as server,
                 Client(server.url, deadline_s=20) as client,
             ):
                 for clients in (1, 4, 16):

@@ -5,7 +5,7 @@ at the same time on the machine and are asked in turn, round by round, so that a
 each number the median of the rounds is given, with the least and the greatest. The load comes from threads of this
 process, on the same cores.
 
-    python benchmarks/serving_latency.py [--items 100000] [--rounds 5] [--seconds 4] [--sweep]
+    python benchmarks/serving_latency.py [--items 100000] [--rounds 5] [--seconds 4]
 
 With --items 1000000 only Triton and the engine in process run (two more copies of that catalogue would not fit).
 """
@@ -69,18 +69,6 @@ class Side:
     concurrent: bool = True
     figures: dict[tuple[str, int], list[float]] = field(default_factory=lambda: defaultdict(list))
     stages: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-
-
-class Swept(LocalServer):
-    """A server with another number of instances of `recommend`."""
-
-    instances = 2
-
-    def _assemble(self, environment: Path) -> None:
-        super()._assemble(environment)
-        path = self._folder / "repository" / "recommend" / "config.pbtxt"
-        text = path.read_text(encoding="utf-8")
-        write_atomic(path, text.replace("count: 2, kind: KIND_CPU", f"count: {self.instances}, kind: KIND_CPU"))
 
 
 def measured(
@@ -307,41 +295,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
     parser.add_argument("--folder", type=Path, help="kept and used again; default: a temporary one")
-    parser.add_argument("--sweep", action="store_true", help="instances of recommend instead of the comparison")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="omnifeed-latency-"))
     server_module.START_S = 1_800.0  # a million items take their time to encode
     config = settings()
     home, now = stack(folder / str(options.items), options.items, config)
     try:
-        if options.sweep:
-            sweep(home, now, config, options)
-        else:
-            comparison(home, now, config, options, folder)
+        comparison(home, now, config, options, folder)
     finally:
         if options.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def sweep(home: Home, now: int, config: Config, options: argparse.Namespace) -> None:
-    """Instances of `recommend`, one server after the other."""
-    sides = []
-    for instances in (1, 2, 3):
-        Swept.instances = instances
-        with Swept(home, config, simulated_clock=True) as server, Client(server.url, deadline_s=30) as client:
-            side = Side(f"{instances} instances", lambda: lambda request: client.recommend(**request))
-            compare([side], options.rounds, options.seconds, now, config)
-            side.figures["memory", 0] = [memory_mib(server.children[0].pid)]
-            sides.append(side)
-    memory = [row("MiB", side.figures.pop(("memory", 0))[0], side=side.name) for side in sides]
-    write_result(
-        "serving_sweep",
-        f"How many instances of `recommend` two cores carry: k 50, 200 candidates, {options.items:,} items",
-        [*rows_of(sides), *memory],
-        data="simulated market, tiny, its items repeated; random weights",
-        seeds=[0],
-        notes=["One server after the other: a noisy minute falls on one of them. One onnxruntime thread a model."],
-    )
 
 
 def comparison(home: Home, now: int, config: Config, options: argparse.Namespace, folder: Path) -> None:

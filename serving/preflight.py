@@ -24,6 +24,7 @@ from omnifeed.home import Home
 SHARE = 0.8  # of the limit; the rest is for a new snapshot beside the old one, and for requests
 MIB = 2**20
 SERVER, PROCESS = 120 * MIB, 110 * MIB  # Triton itself; a model's process before it holds anything
+PLAIN = 24  # bytes of an item's price and keys, which every index has
 LIMIT = "OMNIFEED_MEMORY_LIMIT"
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _RECOMMEND = Path(__file__).parent / "repository" / "recommend" / "config.pbtxt"
@@ -68,8 +69,8 @@ def needed(home: Home, config: Config, releases: Sequence[str]) -> int:
             if model.name.startswith("item_encoder"):
                 width = settings.output[0].dims[-1]
                 near = 2 * width + 8 if items > config.serving.exact_up_to else 0
-                vectors += items * (2 * 4 * width + near)
-    instance = PROCESS + size + vectors + items * sum(dims + 4 for _, dims in texts)
+                vectors += items * (2 * 4 * width + near + PLAIN)
+    instance = PROCESS + size + vectors + items * (PLAIN + sum(dims + 4 for _, dims in texts))
     return SERVER + models + _instances(_settings(_RECOMMEND)) * instance
 
 

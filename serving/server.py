@@ -252,7 +252,7 @@ class LocalServer:
             "--grpc-http2-min-recv-ping-interval-without-data=10000",
             "--grpc-keepalive-permit-without-calls=1",  # a client that pings while idle is not a nuisance
             f"--exit-timeout-secs={int(DRAIN_S)}",
-            *(f"--trace-config={setting}" for setting in self._trace_settings()),
+            *self._extra_arguments(),
         ]
         variables = {
             name: value
@@ -271,16 +271,18 @@ class LocalServer:
         }
         self._children.insert(0, Child("Triton", command, variables, self.log))
 
-    def _trace_settings(self) -> tuple[str, ...]:
+    def _extra_arguments(self) -> tuple[str, ...]:
+        """Of Triton, where traces are wanted."""
         if self._traces is None:
             return ()
-        return (
+        settings = (
             "mode=opentelemetry",
             f"opentelemetry,url={self._traces}",
             "opentelemetry,resource=service.name=omnifeed",
             f"rate={TRACE_RATE}",
             "level=TIMESTAMPS",
         )
+        return tuple(f"--trace-config={setting}" for setting in settings)
 
     def _check_alive(self, otherwise: str) -> None:
         for child in self._children:

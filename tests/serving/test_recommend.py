@@ -461,7 +461,9 @@ def test_a_new_item_is_encoded_alone_and_recommendable_in_both_arms(server: Serv
     rebuilt.live.refresh()
     kept, fresh = server.live.state.loaded["1"].index, rebuilt.live.state.loaded["1"].index
     np.testing.assert_allclose(kept.vec, fresh.vec, atol=1e-6)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(kept.text, fresh.text)
+    every = np.arange(len(kept.texts))
+    np.testing.assert_array_equal(kept.texts.dense(every), fresh.texts.dense(every))
+    assert kept.texts is server.live.state.trending.texts  # type: ignore[union-attr]  # one for all releases
 
     items["stock"][-1] = 0
     write_snapshot(server.home, items, features, NOW + 1)
