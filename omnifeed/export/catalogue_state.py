@@ -19,7 +19,9 @@ from omnifeed.features.spec import ITEM_DENSE, of
 Bools = npt.NDArray[np.bool_]
 
 TEXT_COLUMNS = ("item_id", "kind", *TEXT_FIELDS)
-TRENDING = [feature.name for feature in ITEM_DENSE].index("item_scenario_trending")
+TRENDING, VIEWS = (
+    [feature.name for feature in ITEM_DENSE].index(name) for name in ("item_scenario_trending", "item_views_7d")
+)
 CURRENT = 2**62  # successor of a row that holds its item now
 
 
@@ -119,6 +121,12 @@ class Catalogue:
         columns = [features.rows[:, TRENDING] for features in self.features.values()]
         largest: Floats = np.max(columns or [np.zeros(len(self), np.float32)], axis=0)
         return largest
+
+    @property
+    def views(self) -> Floats:
+        """float32 [N], log(1 + x) of how often each item was seen in the seven days before the aggregates' moment."""
+        known = next(iter(self.features.values()), None)
+        return np.zeros(len(self), np.float32) if known is None else known.rows[:, VIEWS]
 
     def columns(self, rows: Sequence[int]) -> dict[str, list[Any]]:
         """The columns that `encode.encode_items` reads, of these rows."""

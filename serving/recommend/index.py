@@ -17,6 +17,7 @@ from omnifeed.export.catalogue_state import Bools, Catalogue
 from omnifeed.export.encode import EncodeSpec, Floats, Ints, encode_items, unknown_item
 from omnifeed.export.rows import Stack
 from omnifeed.serving.recommend.eligibility import Eligibility
+from omnifeed.serving.recommend.newcomers import Newcomers
 from omnifeed.serving.recommend.parts import Arrays, Parts
 
 if TYPE_CHECKING:
@@ -54,9 +55,10 @@ class Index:
 
     spec: EncodeSpec
     catalogue: Catalogue
-    stacks: Mapping[str, Stack]  # text, and with a network item_vec and item_key
+    stacks: Mapping[str, Stack]  # text, category, and with a network item_vec and item_key
     near: Near | None = None  # of a large one
     eligibility: Eligibility = field(default_factory=Eligibility, repr=False, compare=False)
+    newcomers: Newcomers = field(default_factory=Newcomers, repr=False, compare=False)
 
     @property
     def count(self) -> int:
@@ -72,6 +74,11 @@ class Index:
     def text(self) -> Floats:
         """[N + 1, text_dims]."""
         return self.stacks["text"].rows
+
+    @property
+    def category(self) -> Floats:
+        """[N + 1, CATEGORY_LEVELS], `encode_items`' buckets: 0 for none."""
+        return self.stacks["category"].rows
 
     @property
     def vec(self) -> Floats:
@@ -95,6 +102,10 @@ class Index:
     def shown(self, now: int, locale: str | None) -> Bools:
         """bool [N]: what may be shown now, to a request of this locale."""
         return self.eligibility.mask(self.catalogue, self.count, now, locale)
+
+    def new(self, now: int, enough: int) -> Ints:
+        """int64 [n], rows from 0: see `Newcomers.rows`."""
+        return self.newcomers.rows(self.catalogue, self.count, now, enough)
 
     def trending_of(self, scenario: str) -> Floats:
         """float32 [N], see `Catalogue.trending_of`."""
@@ -135,7 +146,7 @@ def build_index(spec: EncodeSpec, catalogue: Catalogue, parts: Parts | None, pre
 
 
 def _encoded(spec: EncodeSpec, catalogue: Catalogue, parts: Parts | None, rows: Ints) -> dict[str, Floats]:
-    """text and the item encoder's vectors of these rows (from 1; 0 is the unknown item), in their order."""
+    """text, category and the item encoder's vectors of these rows (from 1; 0 is the unknown item), in their order."""
     pieces: dict[str, list[Floats]] = {}
     for start in range(0, len(rows), CHUNK):
         inputs = _inputs(spec, catalogue, rows[start : start + CHUNK].tolist())
@@ -143,7 +154,8 @@ def _encoded(spec: EncodeSpec, catalogue: Catalogue, parts: Parts | None, rows: 
         for name in vectors:
             if not np.isfinite(vectors[name]).all():
                 raise UnavailableError("The item encoder gave vectors that are not finite.", "Roll back.")
-        for name, matrix in {"text": inputs["text"], **vectors}.items():
+        category = inputs["category_bucket"].astype(np.float32)
+        for name, matrix in {"text": inputs["text"], "category": category, **vectors}.items():
             pieces.setdefault(name, []).append(matrix)
     return {name: np.concatenate(matrices) for name, matrices in pieces.items()}
 
