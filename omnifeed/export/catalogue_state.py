@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from omnifeed.export.delta import POLICIES, TEXT_FIELDS, UNKNOWN
+from omnifeed.export.delta import NUMBER_FIELDS, POLICIES, TEXT_FIELDS, UNKNOWN
 from omnifeed.export.encode import Floats, Ints, dense
 from omnifeed.export.rows import ItemRows, Stack
 from omnifeed.export.strings import Strings
@@ -19,8 +19,9 @@ from omnifeed.features.spec import ITEM_DENSE, of
 Bools = npt.NDArray[np.bool_]
 
 TEXT_COLUMNS = ("item_id", "kind", *TEXT_FIELDS)
-TRENDING, VIEWS = (
-    [feature.name for feature in ITEM_DENSE].index(name) for name in ("item_scenario_trending", "item_views_7d")
+TRENDING, VIEWS_7D, VIEWS = (
+    [feature.name for feature in ITEM_DENSE].index(name)
+    for name in ("item_scenario_trending", "item_views_7d", "item_views_28d")
 )
 CURRENT = 2**62  # successor of a row that holds its item now
 
@@ -29,7 +30,7 @@ CURRENT = 2**62  # successor of a row that holds its item now
 class Catalogue:
     """N rows as of one moment, one an item and encoding. Times are UTC microseconds, UNKNOWN where null.
 
-    A row's texts and price never change: an item whose price does gets a further row, and the former one names it as
+    A row's texts and numbers never change: an item whose price does gets a further row, and the former one names it as
     its successor. So an index of the first n rows serves on while the rest is being encoded, and everything that
     decides whether an item may be shown, its kind and creator included, is as fresh in its old row as in its new.
     """
@@ -41,6 +42,7 @@ class Catalogue:
     rows: ItemRows  # item_id -> newest row, from 1
     texts: dict[str, Strings]  # by TEXT_COLUMNS
     price: npt.NDArray[np.float64]  # [N], NaN where not known
+    duration_s: npt.NDArray[np.float64]  # [N], of a recording, NaN where not known
     encoded: npt.NDArray[np.uint64]  # [N], digest of what an item encoder reads
     successor: Ints  # [N], the row from 1 that the item moved to, CURRENT where it has not
     former: Ints  # [N], the row from 1 that it moved from, 0 where it has not
@@ -56,6 +58,7 @@ class Catalogue:
     locale: Ints  # [N], index in locales
     locales: tuple[tuple[str, ...], ...]  # language tags; empty: for everybody, which is the first
     blocked_authors: frozenset[str]
+    largest: frozenset[int]  # authors who together had half of the views before the snapshot; see `largest_authors`
     dropped_items: frozenset[str]  # by a delta: stays until a delta lifts it, whatever tables of items say
     features: dict[str, Stack]  # by scenario: [N, len(ITEM_DENSE)], as `encode.dense` stacks them
 
@@ -109,8 +112,19 @@ class Catalogue:
             return known.rows
         blank = dense({}, ITEM_DENSE, len(self))
         if self.features:
-            daily = len(of("item_daily"))
+            daily = len(of("item_daily", "item_monthly"))
             blank[:, :daily] = next(iter(self.features.values())).rows[:, :daily]
+        return blank
+
+    def features_of_new(self, scenario: str) -> Floats:
+        """float32 [len(ITEM_DENSE)] of an item of which nothing is known: its scenario's rates, else defaults."""
+        blank: Floats = dense({}, ITEM_DENSE, 1)[0]
+        if len(self):
+            mine = self.features[scenario].rows[0]
+            places = {feature.name: place for place, feature in enumerate(ITEM_DENSE)}
+            for place, feature in enumerate(ITEM_DENSE):
+                if feature.source == "scenario_daily" or feature.fallback:
+                    blank[place] = mine[places[feature.fallback or feature.name]]
         return blank
 
     def trending_of(self, scenario: str) -> Floats:
@@ -123,18 +137,40 @@ class Catalogue:
         return largest
 
     @property
-    def views(self) -> Floats:
+    def views_7d(self) -> Floats:
         """float32 [N], log(1 + x) of how often each item was seen in the seven days before the aggregates' moment."""
         known = next(iter(self.features.values()), None)
-        return np.zeros(len(self), np.float32) if known is None else known.rows[:, VIEWS]
+        return np.zeros(len(self), np.float32) if known is None else known.rows[:, VIEWS_7D]
+
+    def of_tail(self, rows: Ints) -> list[bool | None]:
+        """Whether each row's creator is none of the largest; None where it has none."""
+        return [None if one < 0 else one not in self.largest for one in self.author[rows].tolist()]
 
     def columns(self, rows: Sequence[int]) -> dict[str, list[Any]]:
         """The columns that `encode.encode_items` reads, of these rows."""
         texts: dict[str, list[Any]] = {name: [column[row] for row in rows] for name, column in self.texts.items()}
-        return {**texts, "price": [float(self.price[row]) for row in rows]}
+        numbers = {name: [float(value) for value in getattr(self, name)[rows]] for name in NUMBER_FIELDS}
+        return {**texts, **numbers}
 
 
-def encoded_digest(item_id: str, kind: str, texts: Sequence[str | None], price: float) -> int:
-    """The first 8 bytes of SHA-256 of what an item encoder reads of an item; `texts` in the order of TEXT_FIELDS."""
-    raw = repr((item_id, kind, *texts, price)).encode("utf-8", "surrogatepass")
+def largest_authors(author: Ints, views: npt.NDArray[np.float64]) -> frozenset[int]:
+    """The fewest authors who together have half of the views.
+
+    Args:
+        author: [N], index of the item's author, -1 where there is none. views: [N].
+    """
+    known = author >= 0
+    if not known.any():
+        return frozenset()
+    sums = np.bincount(author[known], weights=views[known])
+    order = np.argsort(-sums, kind="stable")
+    before = np.cumsum(sums[order]) - sums[order]
+    return frozenset(order[before < sums.sum() / 2].tolist())
+
+
+def encoded_digest(item_id: str, kind: str, texts: Sequence[str | None], numbers: Sequence[float]) -> int:
+    """The first 8 bytes of SHA-256 of what an item encoder reads of an item: in the order of TEXT_FIELDS and
+    NUMBER_FIELDS.
+    """
+    raw = repr((item_id, kind, *texts, *numbers)).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.sha256(raw).digest()[:8], "big")

@@ -166,11 +166,13 @@ class Answer:
     sources: tuple[Source, ...]
     propensities: tuple[float, ...] | None  # None unless the slate was sampled; see `slate.fill`
     interstitial: tuple[bool, ...]  # the item's policy asks for a warning before it is shown
+    tail_creators: tuple[bool | None, ...]  # the item's creator is none of the largest; None where it has none
     degraded: tuple[Reason, ...]
     arm: str
     release: str  # that made the answer; not the arm's where degraded holds CHAMPION_ANSWER
     experiment: str  # "none" outside an experiment
     request_id: str
+    elapsed_ms: float = field(default=0.0, compare=False)  # until it was made, all but its logging
     stages: Mapping[Stage, float] = field(default_factory=dict, compare=False)  # milliseconds
 
 

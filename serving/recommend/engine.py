@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from omnifeed.config import ServingConfig
 from omnifeed.errors import InputError, UnavailableError
+from omnifeed.export.affinity import affinity
 from omnifeed.export.catalogue_state import Bools
 from omnifeed.export.delta import POLICIES
 from omnifeed.export.encode import (
@@ -126,11 +127,13 @@ class Recommender:
             sources=tuple(call.sources),
             propensities=call.propensities,
             interstitial=tuple(call.interstitial),
+            tail_creators=tuple(call.tail_creators),
             degraded=tuple(dict.fromkeys(call.degraded)),
             arm=route.arm,
             release=call.release,
             experiment=route.experiment,
             request_id=request.request_id,
+            elapsed_ms=stage.elapsed_ms(),
             stages=stage.ms,
         )
         if request.probe:
@@ -181,6 +184,7 @@ class _Call:
         self.sources: list[Source] = []
         self.propensities: tuple[float, ...] | None = None
         self.interstitial: list[bool] = []
+        self.tail_creators: list[bool | None] = []
 
     def answer(self, route: Route) -> None:
         """Fill the slate from the route's release, its fallback, or what trends."""
@@ -226,9 +230,10 @@ class _Call:
     def _network(self, loaded: Loaded, strict: bool) -> Candidates:
         index, parts = loaded.index, loaded.parts
         assert parts is not None
-        inputs: dict[str, npt.NDArray[Any]] = self._encoded(index)
-        query = inputs["query"][0] if self.query else None
-        inputs["hist_vec"] = index.vec[inputs.pop("hist_row")]
+        encoded: dict[str, npt.NDArray[Any]] = self._encoded(index)
+        query = encoded["query"][0] if self.query else None
+        inputs = {name: value for name, value in encoded.items() if name not in ("hist_row", "hist_ts")}
+        inputs["hist_vec"] = index.vec[encoded["hist_row"]]
         try:
             with self.stage(Stage.USER_ENCODER):
                 user = parts.user_encoder(inputs)
@@ -246,7 +251,7 @@ class _Call:
         if not len(found.rows):
             return found
         asked.rows = found.rows
-        asked.candidate_dense = self._candidate_dense(index, found, inputs["query"][0])
+        asked.candidate_dense = self._candidate_dense(index, found, encoded)
         try:
             given = {
                 "states": user["states"],
@@ -269,15 +274,9 @@ class _Call:
             self.degraded += [reason, Reason.RETRIEVAL_ORDER]
             return found
         asked.probabilities = ranked
-        price = index.catalogue.price[found.rows - 1]
+        config, tasks, price = self.config, loaded.release.tasks, index.catalogue.price[found.rows - 1]
         scores = slate.values(
-            ranked,
-            loaded.release.tasks,
-            self.config.value,
-            price,
-            self.config.price_power,
-            found.scores,
-            self.config.retrieval_prior,
+            ranked, tasks, config.value, price, config.price_power, found.scores, config.retrieval_prior
         )
         return replace(found, scores=scores)
 
@@ -354,15 +353,18 @@ class _Call:
             self.degraded.append(Reason.UNKNOWN_CANDIDATES)
         return rows
 
-    def _candidate_dense(self, index: Index, found: Candidates, query: Floats) -> Floats:
+    def _candidate_dense(self, index: Index, found: Candidates, encoded: dict[str, npt.NDArray[Any]]) -> Floats:
         catalogue, items = index.catalogue, found.rows - 1
+        before = affinity(index.keys, encoded, found.rows[None], encoded["scenario"], np.array([self.now], np.int64))
         return candidate_dense(
             catalogue.features_of(self.request.scenario)[items],
             catalogue.created_ts[items],
             catalogue.on_air(self.now, items),
             index.text[found.rows],
-            query,
+            encoded["query"][0],
             self.now,
+            index.plain[found.rows],
+            before[0],
         )
 
     def _fill(self, index: Index, candidates: Candidates) -> None:
@@ -370,11 +372,9 @@ class _Call:
             self._slate(index, candidates)
 
     def _slate(self, index: Index, candidates: Candidates) -> None:
-        request, config, catalogue = self.request, self.config, index.catalogue
-        texts, rows = catalogue.texts, candidates.rows - 1
-        authors = catalogue.author[rows]
+        request, config, catalogue, rows = self.request, self.config, index.catalogue, candidates.rows - 1
+        authors, categories = catalogue.author[rows], index.category[candidates.rows]
         free = request.candidates is None  # what the caller names is ranked, and nothing else
-        categories = index.category[candidates.rows]
         chosen = slate.fill(
             slate.diversified(candidates.scores, authors, categories, request.k, config.diversity),
             authors,
@@ -386,13 +386,14 @@ class _Call:
             request_id=request.request_id,
             sampled=free and slate.explored(request.request_id, config.explore_share),
         )
-        self.item_ids = [str(texts["item_id"][int(candidates.rows[place]) - 1]) for place in chosen.places]
-        self.scores = [float(candidates.scores[place]) for place in chosen.places]
-        found = zip(candidates.sources[list(chosen.places)], chosen.kept, strict=True)
+        self.places, places = chosen.places, list(chosen.places)
+        shown = rows[places]
+        self.item_ids = [str(catalogue.texts["item_id"][row]) for row in shown.tolist()]
+        self.scores = candidates.scores[places].tolist()
+        found = zip(candidates.sources[places], chosen.kept, strict=True)
         self.sources = [Source.NEW if kept else source for source, kept in found]
         self.propensities = chosen.propensities
-        self.places = chosen.places
-        labels = index.catalogue.policy[candidates.rows[list(chosen.places)] - 1]
-        self.interstitial = (labels == POLICIES.index("INTERSTITIAL")).tolist()
+        self.tail_creators = catalogue.of_tail(shown)
+        self.interstitial = (catalogue.policy[shown] == POLICIES.index("INTERSTITIAL")).tolist()
         if len(self.item_ids) < request.k:
             self.degraded.append(Reason.FEWER_THAN_K)

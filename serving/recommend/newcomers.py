@@ -34,7 +34,7 @@ def newcomers(catalogue: Catalogue, rows: Ints | slice, now: int, enough: int) -
         rows: of the catalogue, from 0.
         now: UTC microseconds.
     """
-    unseen = catalogue.views[rows] < np.float32(np.log1p(enough))
+    unseen = catalogue.views_7d[rows] < np.float32(np.log1p(enough))
     return np.asarray(unseen & (catalogue.created_ts[rows] > now - NEW_US), np.bool_)
 
 
@@ -53,7 +53,7 @@ class Newcomers:
         if held is None or held.catalogue is not catalogue or (held.count, held.hour) != (count, hour):
             found = np.flatnonzero(newcomers(catalogue, slice(count), hour * HOUR_US, enough))
             if len(found) > MOST:
-                order = np.lexsort((-catalogue.created_ts[found], catalogue.views[found]))
+                order = np.lexsort((-catalogue.created_ts[found], catalogue.views_7d[found]))
                 found = found[order[:MOST]]
             held = self._held = _Held(catalogue, count, hour, found)
         return held.rows

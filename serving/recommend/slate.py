@@ -64,7 +64,9 @@ def values(
     return np.where(total > 0, total * prior, total).astype(np.float32)
 
 
-def diversified(scores: Floats, authors: Ints, categories: Floats, k: int, strength: float) -> npt.NDArray[np.float64]:
+def diversified(
+    scores: Floats, authors: Ints, categories: npt.NDArray[np.int32], k: int, strength: float
+) -> npt.NDArray[np.float64]:
     """The scores, less what repeats the items that greedy choice takes before (MMR; Carbonell and Goldstein 1998).
 
     Each of the k steps takes the best left, where an item counts its score less strength * (standard deviation of the
@@ -74,7 +76,7 @@ def diversified(scores: Floats, authors: Ints, categories: Floats, k: int, stren
 
     Args:
         authors: int64 [K], a number for each creator, -1 for none.
-        categories: [K, levels], a number for each category, 0 for none.
+        categories: int32 [K, levels], a number for each category, 0 for none.
 
     Returns:
         float64 [K].
@@ -93,7 +95,7 @@ def diversified(scores: Floats, authors: Ints, categories: Floats, k: int, stren
     return np.where(taken, result, plain - worst)
 
 
-def likeness(authors: Ints, categories: Floats) -> Floats:
+def likeness(authors: Ints, categories: npt.NDArray[np.int32]) -> Floats:
     """float32 [K, K], in [0, 1]; an item without a creator or category is like no other in that respect."""
     nobody = -1.0 - np.arange(len(authors), dtype=np.float32)
     result = np.float32(0.5) * np.equal.outer(*2 * (np.where(authors < 0, nobody, authors),))

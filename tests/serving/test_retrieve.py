@@ -10,7 +10,7 @@ from export.releases import NOW, copied
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omnifeed.export.catalogue_state import VIEWS, Catalogue
+from omnifeed.export.catalogue_state import VIEWS_7D, Catalogue
 from omnifeed.export.encode import DAY_US
 from omnifeed.export.following import load_catalogue
 from omnifeed.export.rows import Stack
@@ -54,7 +54,7 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
     features = {}
     for name, stack in loaded.features.items():
         rows = stack.rows.copy()
-        rows[:, VIEWS] = np.log1p(rng.integers(0, 40, count))
+        rows[:, VIEWS_7D] = np.log1p(rng.integers(0, 40, count))
         features[name] = Stack(rows)
     return replace(loaded, created_ts=NOW - rng.integers(0, 14 * DAY_US, count), features=features)
 
@@ -69,7 +69,7 @@ def test_who_is_new_is_remembered_for_an_hour_and_no_longer(catalogue: Catalogue
             assert remembered.rows(catalogue, count, now, 20).tolist() == expected.tolist()
             assert remembered.rows(catalogue, count, now + HOUR_US - 1, 20).tolist() == expected.tolist()
             for row in expected.tolist():
-                assert round(float(np.expm1(catalogue.views[row]))) < 20
+                assert round(float(np.expm1(catalogue.views_7d[row]))) < 20
                 assert catalogue.created_ts[row] > now - 7 * DAY_US
     other = replace(catalogue, created_ts=catalogue.created_ts - 30 * DAY_US)
     assert not len(remembered.rows(other, len(other), NOW, 20))
@@ -81,4 +81,4 @@ def test_of_too_many_those_seen_least_are_remembered(catalogue: Catalogue, monke
     few = Newcomers().rows(catalogue, len(catalogue), NOW, 20)
     assert len(few) == 5 < len(everybody)
     rest = np.setdiff1d(everybody, few)
-    assert catalogue.views[few].max() <= catalogue.views[rest].min()
+    assert catalogue.views_7d[few].max() <= catalogue.views_7d[rest].min()
