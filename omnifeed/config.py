@@ -139,7 +139,10 @@ class ServingConfig:
     )
     price_power: float = 0.5  # order's weight is multiplied by price to this power, where a price is known
     retrieval_prior: float = 7.0  # the value is multiplied by exp(this x retrieval score); decisions/0002
+    diversity: float = 0.1  # weight of an item's likeness to those above it, in standard deviations of the best scores
     creator_limit: int = 3  # items of one creator in a slate
+    new_every: int = 10  # the last of so many places is kept for a new item that was hardly seen; 0: none
+    new_views: int = 20  # in the seven days since it is there, from which on it was seen enough
     seen: tuple[str, ...] = ("reject",)  # what a user did with an item, in the history, so that it is not shown again
     user_burst: int = 200  # requests of one user at once, by server process; 0: no limit
     user_rate: float = 20.0  # and a second in the long run
