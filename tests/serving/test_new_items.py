@@ -82,31 +82,36 @@ def test_new_items_are_seen_until_it_is_enough_and_without_their_places_hardly(t
     assert len(enough) >= 5, "none was ever seen enough"
 
 
-@pytest.mark.parametrize("arm", ["champion", "challenger"])
-def test_the_kept_places_and_their_source(tmp_path: Path, arm: str) -> None:
+@pytest.mark.parametrize(("release", "broken"), [("0", ""), ("1", ""), ("1", "ranker"), ("1", "user_encoder")])
+def test_the_kept_places_and_their_source(tmp_path: Path, release: str, broken: str) -> None:
     home = copied(tmp_path / "home")
-    experiment(home, ("champion", "0", 0.5), ("challenger", "1", 0.5))
+    experiment(home, ("champion", release, 1.0))
     items, features = catalogue_columns(workshop() / "training_set")
     count = len(items["item_id"])
     items["kind"] = ["product"] * count
-    items["created_ts"] = [NOW - (2 if row < 8 else 9) * DAY_US for row in range(count)]
-    views = [3.0 if row < 6 else 100.0 for row in range(count)]
+    items["created_ts"] = [NOW - (2 if row < 14 else 9) * DAY_US for row in range(count)]
+    views = [3.0 if row < 12 else 100.0 for row in range(count)]
     features = {name: {**columns, "item_views_7d": views} for name, columns in features.items()}
     write_snapshot(home, items, features, NOW)
-    server = Server(home, replace(config().serving, new_every=4, new_views=10))
+    server = Server(home, replace(config().serving, new_every=4, new_views=10, creator_limit=12))
     server.live.refresh()
-    new = {str(item) for item in items["item_id"][:6]}
+    server.broken.setdefault("1", set()).add(broken)
+    new = {str(item) for item in items["item_id"][:12]}
     hidden = "i0"
-    drawn: set[str] = set()
+    drawn: set[tuple[str, ...]] = set()
     for request in range(30):
-        answer = server.ask(arm=arm, k=12, request_id=f"{request}", exclude=(hidden,))
-        assert {answer.item_ids[place] for place in (3, 7, 11)} <= new - {hidden}
-        assert {answer.sources[place] for place in (3, 7, 11)} == {Source.NEW}
+        answer = server.ask(k=12, request_id=f"{request}", exclude=(hidden,))
+        assert hidden not in answer.item_ids
+        for place in (3, 7, 11):
+            if new - {hidden} <= set(answer.item_ids[:place]):
+                continue  # all of them stand above by their scores
+            assert answer.item_ids[place] in new
+            assert answer.sources[place] == Source.NEW
         assert answer.propensities is None
-        drawn |= {answer.item_ids[3]}
+        drawn.add(answer.item_ids)
     assert len(drawn) > 1, "they do not take turns"
-    assert server.ask(arm=arm, k=12, request_id="1").item_ids == server.ask(arm=arm, k=12, request_id="1").item_ids
-    few = server.ask(arm=arm, k=3)
+    assert server.ask(k=12, request_id="1").item_ids == server.ask(k=12, request_id="1").item_ids
+    few = server.ask(k=3)
     assert Source.NEW not in few.sources
-    own = server.ask(arm=arm, k=8, candidates=tuple(str(item) for item in items["item_id"][:20]))
+    own = server.ask(k=8, candidates=tuple(str(item) for item in items["item_id"][:20]))
     assert set(own.sources) == {Source.CANDIDATE}
