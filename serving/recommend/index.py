@@ -73,7 +73,6 @@ class Index:
         return _Rows(self.catalogue, self.count)
 
     @property
-    @property
     def plain(self) -> Floats:
         """[N + 1, ITEM_DIMS], `item_dense` of the item encoder's inputs."""
         return self.stacks["item_dense"].rows
