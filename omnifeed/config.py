@@ -23,7 +23,7 @@ from omnifeed.errors import InputError
 class DataConfig:
     """Where the canonical tables come from, and which part of them is used."""
 
-    source: str = "world"  # world, kuairand, amazon, open_bandit or parquet
+    source: str = "world"  # one of omnifeed.datasets.source.SOURCES
     path: str = ""  # folder of the source's files; unused by world
     scenarios: tuple[str, ...] = ("livestream", "short_video", "search")  # the open vocabulary
     valid_days: int = 1  # whole UTC days at the end of the training window for early stopping
