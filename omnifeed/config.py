@@ -96,6 +96,7 @@ class TrainingConfig:
     """The loop."""
 
     seed: int = 0
+    warm_start: bool = False  # begin with the champion's weights, where the champion is a network
     epochs: int = 4  # at most; early stopping on the validation days keeps the best
     batch_tokens: int = 1_024  # history tokens a step, padding included
     negatives: int = 512  # uniform, shared by the batch

@@ -8,10 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from omnifeed.config import Config
+from omnifeed.export.release import file_digest
 
 
-def training_key(training_set: Path, config: Config) -> str:
+def training_key(training_set: Path, config: Config, former: Path | None = None) -> str:
     """16 hexadecimal digits that differ where the data, the features, the model or the training settings do.
+
+    So do those of the former release whose weights the run begins with.
 
     A run that was killed and is started again on the same data finds its checkpoint under the same key.
     """
@@ -22,4 +25,6 @@ def training_key(training_set: Path, config: Config) -> str:
         with path.open("rb") as handle:
             sha.update(path.name.encode() + hashlib.file_digest(handle, "sha256").digest())
     sha.update((training_set / "meta.json").read_bytes())
+    if former is not None:
+        sha.update(file_digest(former / "weights.safetensors").encode())
     return sha.hexdigest()[:16]

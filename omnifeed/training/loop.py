@@ -21,6 +21,7 @@ from omnifeed.config import Config, TrainingConfig
 from omnifeed.errors import InputError, OmnifeedError
 from omnifeed.evaluation.metrics import middle
 from omnifeed.export.encode import Ints
+from omnifeed.export.release import file_digest
 from omnifeed.home import write_json
 from omnifeed.model.network import Network, save_network
 from omnifeed.training.batching import Batch, batches, build, sequences
@@ -30,6 +31,7 @@ from omnifeed.training.dataset import TrainingData, load_training_set
 from omnifeed.training.objective import ItemTable, forward, joint_loss
 from omnifeed.training.trend import trend_weights
 from omnifeed.training.validation import Validation, validate
+from omnifeed.training.warm_start import begin_with
 
 Progress = Callable[[str, int, int], None]
 
@@ -49,7 +51,11 @@ class TrainResult:
 
 
 def train(
-    training_set: Path, out_dir: Path, config: Config, progress: Progress = lambda label, done, total: None
+    training_set: Path,
+    out_dir: Path,
+    config: Config,
+    progress: Progress = lambda label, done, total: None,
+    former: Path | None = None,
 ) -> TrainResult:
     """Train the network and write it to `out_dir`.
 
@@ -58,9 +64,11 @@ def train(
 
     Args:
         training_set: folder that materialize wrote.
+        former: folder of a network whose weights the training begins with; by default it begins at random.
 
     Raises:
-        InputError: the training set is unusable, has no training row, or the checkpoint is another configuration's.
+        InputError: the training set is unusable, has no training row, or the checkpoint or the former network is
+            another configuration's.
         OmnifeedError: the loss or the gradient is no finite number; `out_dir/bad_batch.json` names the requests, and
             the last checkpoint is kept.
     """
@@ -70,9 +78,11 @@ def train(
         torch.manual_seed(settings.seed)
         device = pick_device(settings.device)
         network = Network(config.model, data.spec, data.tasks)
+        if former is not None:
+            begin_with(network, former)
         standardise(network, data)
         network.to(device)
-        return _Run(training_set, out_dir, config, data, network, device, progress).run()
+        return _Run(training_set, out_dir, config, data, network, device, progress, former).run()
 
 
 class _Run:
@@ -85,6 +95,7 @@ class _Run:
         network: Network,
         device: torch.device,
         progress: Progress,
+        former: Path | None,
     ) -> None:
         self.training_set, self.out_dir = training_set, out_dir
         self.config, self.settings = config, config.training
@@ -102,7 +113,8 @@ class _Run:
         self.plan = [len(self.epoch_batches(epoch)) for epoch in range(self.settings.epochs)]
         self.total = sum(self.plan)
         meta = (training_set / "meta.json").read_bytes()
-        body = repr((config.model, self.settings, data.spec, data.tasks, len(data.requests))).encode()
+        began = file_digest(former / "weights.safetensors") if former is not None else ""
+        body = repr((config.model, self.settings, data.spec, data.tasks, len(data.requests), began)).encode()
         self.fingerprint = hashlib.sha256(body + meta).hexdigest()
 
     def epoch_batches(self, epoch: int) -> list[Ints]:
