@@ -107,6 +107,8 @@ class TrainingConfig:
     ranking_trunk_gradient: float = 1.0  # scale of the ranker's gradient into the trunk
     retrieval_weight: float = 1.0
     checkpoint_every: int = 50  # steps
+    processes: int = 1  # of this machine, one a GPU where there are some; they share each batch
+    shard_rows: int = 1_000_000  # rows from which on an embedding table is divided among the processes
     threads: int = 1  # of one process; with more, a busy machine slows down many times over
     device: str = "auto"  # auto, cpu or cuda
 

@@ -23,14 +23,14 @@ def train(
     from omnifeed.config import Config
     from omnifeed.home import Home
     from omnifeed.training.key import training_key
-    from omnifeed.training.loop import train as fit
+    from omnifeed.training.launch import run_training
     from omnifeed.training.warm_start import former_release
 
     with recording(home, run_id, "train") as record:
         settings = Config.from_json(config)
         former = former_release(Home(Path(home)), settings)
         folder = Home(Path(home)).root / "training" / training_key(Path(training_set.path), settings, former)
-        result = fit(Path(training_set.path), folder, settings, record.progress, former)
+        result = run_training(Path(training_set.path), folder, settings, record.progress, former)
         shutil.copytree(folder, model.path, ignore=shutil.ignore_patterns("checkpoint", ".*"), dirs_exist_ok=True)
         record.info = json.loads((folder / "losses.json").read_text(encoding="utf-8"))
         metrics.log_metric("steps", result.steps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from omnifeed.config import Config
@@ -19,7 +19,8 @@ def training_key(training_set: Path, config: Config, former: Path | None = None)
     A run that was killed and is started again on the same data finds its checkpoint under the same key.
     """
     sha = hashlib.sha256()
-    parts = {"features": asdict(config.features), "model": asdict(config.model), "training": asdict(config.training)}
+    training = asdict(replace(config.training, processes=1))  # a run may go on in another number of processes
+    parts = {"features": asdict(config.features), "model": asdict(config.model), "training": training}
     sha.update(json.dumps(parts, sort_keys=True).encode())
     for path in sorted(training_set.glob("*.parquet")):
         with path.open("rb") as handle:

@@ -10,11 +10,12 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from omnifeed.config import Config, TrainingConfig
@@ -23,12 +24,14 @@ from omnifeed.evaluation.metrics import middle
 from omnifeed.export.encode import Ints
 from omnifeed.export.release import file_digest
 from omnifeed.home import write_json
+from omnifeed.model.embedding import restore
 from omnifeed.model.network import Network, save_network
-from omnifeed.training.batching import Batch, batches, build, sequences
+from omnifeed.training.batching import batches, build, sequences
 from omnifeed.training.calibration import calibrate
 from omnifeed.training.checkpoint import Progressed, load_checkpoint, save_checkpoint
 from omnifeed.training.dataset import TrainingData, load_training_set
-from omnifeed.training.objective import ItemTable, forward, joint_loss
+from omnifeed.training.objective import ItemTable
+from omnifeed.training.processes import Processes, Step, clip_gradient, joined, parallel
 from omnifeed.training.trend import trend_weights
 from omnifeed.training.validation import Validation, validate
 from omnifeed.training.warm_start import begin_with
@@ -81,8 +84,9 @@ def train(
         if former is not None:
             begin_with(network, former)
         standardise(network, data)
-        network.to(device)
-        return _Run(training_set, out_dir, config, data, network, device, progress, former).run()
+        with joined(device) as processes:
+            network.to(device)
+            return _Run(training_set, out_dir, config, data, network, device, progress, former, processes).run()
 
 
 class _Run:
@@ -96,11 +100,14 @@ class _Run:
         device: torch.device,
         progress: Progress,
         former: Path | None,
+        processes: Processes,
     ) -> None:
         self.training_set, self.out_dir = training_set, out_dir
         self.config, self.settings = config, config.training
         self.data, self.network, self.progress = data, network, progress
+        self.processes = processes
         self.table = ItemTable(data.items, device)
+        self.model = parallel(Step(network, self.table, self.settings), processes)
         self.optimizer = torch.optim.AdamW(
             network.parameters(),
             lr=self.settings.lr,
@@ -114,7 +121,8 @@ class _Run:
         self.total = sum(self.plan)
         meta = (training_set / "meta.json").read_bytes()
         began = file_digest(former / "weights.safetensors") if former is not None else ""
-        body = repr((config.model, self.settings, data.spec, data.tasks, len(data.requests), began)).encode()
+        settings = replace(self.settings, processes=1)
+        body = repr((config.model, settings, data.spec, data.tasks, len(data.requests), began)).encode()
         self.fingerprint = hashlib.sha256(body + meta).hexdigest()
 
     def epoch_batches(self, epoch: int) -> list[Ints]:
@@ -131,31 +139,32 @@ class _Run:
                         self.step(rows, state)
                         self.progress("train", state.step, self.total)
                         if state.step % self.settings.checkpoint_every == 0:
-                            save_checkpoint(folder, self.fingerprint, self.network, self.optimizer, state)
+                            save_checkpoint(
+                                folder, self.fingerprint, self.network, self.optimizer, state, self.processes
+                            )
                 self.end_epoch(epoch, state)
             done += count
         return self.finish(state)
 
     def step(self, rows: Ints, state: Progressed) -> None:
-        seed, step = self.settings.seed, state.step
-        torch.manual_seed(seed * 1_000_003 + step)
+        seed, step, processes = self.settings.seed, state.step, self.processes
+        torch.manual_seed(seed * 1_000_003 + step + processes.rank * 1_000_000_007)
         self.network.train()
-        batch = build(self.data, self.packed, rows, self.settings.negatives, (seed, 1, step))
-        output = forward(self.network, self.table, batch, self.settings.ranking_trunk_gradient)
-        loss = joint_loss(self.network, output, batch, self.settings.retrieval_weight)
+        batch = build(self.data, self.packed, processes.rows(rows), self.settings.negatives, (seed, 1, step))
+        loss = self.model(batch, processes.share(batch, processes.idle(rows)))
         self.optimizer.zero_grad()
-        loss.total.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRADIENT)
-        values = [float(loss.total.detach()), float(loss.retrieval), *loss.tasks.tolist()]
+        loss.total.backward()
+        norm = clip_gradient(self.network, processes, MAX_GRADIENT)
+        values = processes.sum(torch.stack([loss.total.detach(), loss.retrieval, *loss.tasks])).tolist()
         if not all(map(math.isfinite, (*values, float(norm)))):
-            self.stop(batch, step, values)
+            self.stop(rows, step, values)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.total, self.settings)
         self.optimizer.step()
         state.step += 1
         state.running = [old + new for old, new in zip(state.running or [0.0] * len(values), values, strict=True)]
         if step % max(1, self.total // LOGGED_STEPS) == 0:
-            state.steps.append({"step": state.step, **self.named(values)})
+            state.steps.append({"step": state.step, **self.named(values), "gradient_norm": float(norm)})
 
     def named(self, values: list[float]) -> dict[str, Any]:
         return {
@@ -164,11 +173,13 @@ class _Run:
             "tasks": dict(zip(self.data.tasks, values[2:], strict=True)),
         }
 
-    def stop(self, batch: Batch, step: int, values: list[float]) -> None:
-        ids = self.data.requests.ids
-        keys = [ids[int(row)].as_py() for row in batch.request_rows]
+    def stop(self, rows: Ints, step: int, values: list[float]) -> None:
+        first, requests = self.packed.first, self.packed.requests
+        batch = np.concatenate([requests[first[row] : first[row + 1]] for row in rows])
+        keys = self.data.requests.ids.take(pa.array(batch)).to_pylist()
         path = self.out_dir / "bad_batch.json"
-        write_json(path, {"step": step + 1, "requests": keys})
+        if self.processes.rank == 0:
+            write_json(path, {"step": step + 1, "requests": keys})
         raise OmnifeedError(
             f"The loss of step {step + 1} is {values[0]:g} in a batch of requests {', '.join(keys[:3])} and "
             f"{max(len(keys) - 3, 0)} more, all named in {path}.",
@@ -200,6 +211,18 @@ class _Run:
 
     def finish(self, state: Progressed) -> TrainResult:
         self.network.load_state_dict(state.best)
+        restore(self.network)
+        if self.processes.rank == 0:
+            self.write(state)
+        return TrainResult(
+            best_epoch=state.best_epoch,
+            steps=state.step,
+            tasks=self.data.tasks,
+            losses=state.epochs,
+            valid=state.epochs[state.best_epoch - 1]["valid"],
+        )
+
+    def write(self, state: Progressed) -> None:
         result = self.validation()
         if result is not None:
             scale, bias = calibrate(
@@ -222,13 +245,6 @@ class _Run:
         (folder / "current").unlink(missing_ok=True)
         for path in folder.glob("step-*"):
             path.unlink()
-        return TrainResult(
-            best_epoch=state.best_epoch,
-            steps=state.step,
-            tasks=self.data.tasks,
-            losses=state.epochs,
-            valid=state.epochs[state.best_epoch - 1]["valid"],
-        )
 
 
 def valid_numbers(result: Validation | None, k: int) -> dict[str, float]:

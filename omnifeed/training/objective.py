@@ -114,8 +114,14 @@ def forward(network: Network, table: ItemTable, batch: Batch, trunk_gradient: fl
     return Forward(user_vec, logits, item_key)
 
 
-def joint_loss(network: Network, output: Forward, batch: Batch, retrieval_weight: float) -> Loss:
-    """Sampled softmax of the engaged items plus the sum of the tasks' cross-entropies."""
+def joint_loss(
+    network: Network, output: Forward, batch: Batch, retrieval_weight: float, share: Tensor | None = None
+) -> Loss:
+    """Sampled softmax of the engaged items plus the sum of the tasks' cross-entropies.
+
+    Args:
+        share: [1 + tasks], what this batch's means count where it is a part of a larger one; by default all.
+    """
     device = output.user_vec.device
 
     def tensor(array: np.ndarray) -> Tensor:  # type: ignore[type-arg]
@@ -131,4 +137,7 @@ def joint_loss(network: Network, output: Forward, batch: Batch, retrieval_weight
         network.config.temperature,
     )
     tasks = task_losses(output.logits, tensor(batch.labels), network.ranker.parents)
+    if share is not None:
+        share = share.to(device)
+        retrieval, tasks = retrieval * share[0], tasks * share[1:]
     return Loss(retrieval_weight * retrieval + tasks.sum(), retrieval.detach(), tasks.detach())
