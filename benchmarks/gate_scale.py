@@ -56,7 +56,7 @@ def generate(folder: Path, day: int, rows: int) -> None:
     """One day: ten items a request, three scenarios, 20 requests a user over all days; a third of the lines has an
     outcome.
     """
-    each, users = rows // DAYS, max(rows // 200, 1)
+    each, users = rows // DAYS // 10 * 10, max(rows // 200, 1)  # whole requests: one of two days would join them
     with duckdb.connect() as connection:
         connection.execute("SET threads = 1")  # so that the random numbers come in one order
         connection.execute(f"SELECT setseed({(SEED + day) / 100})")

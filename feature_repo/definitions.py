@@ -22,7 +22,9 @@ _KEYS: dict[Source, tuple[str, ...]] = {
     "user_daily": ("user_id",),
     "user_history": ("user_id",),
     "item_daily": ("item_id",),
+    "item_monthly": ("item_id",),
     "item_scenario_daily": ("item_id", "scenario"),
+    "scenario_daily": ("scenario",),
 }
 
 
@@ -75,7 +77,8 @@ def definitions(home: Path) -> list[Entity | FeatureView | FeatureService | Push
         name="training_rows",
         features=[
             views[source][[feature.name for feature in of(source)]]
-            for source in ("user_daily", "item_daily", "item_scenario_daily")
+            for source in _KEYS
+            if source.endswith(("_daily", "_monthly"))
         ],
     )
     return [*entities.values(), *pushes, *views.values(), recommend_user, training_rows]

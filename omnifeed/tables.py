@@ -59,6 +59,7 @@ ITEMS = pa.schema(
         pa.field("description", pa.string()),
         pa.field("price", pa.float64()),
         pa.field("currency", pa.string()),
+        pa.field("duration_s", pa.float64()),  # of a recording, in seconds
         pa.field("created_ts", TS, nullable=False),
         pa.field("live_from", TS),  # livestreams only
         pa.field("live_until", TS),

@@ -19,6 +19,7 @@ LIGHT = (
     "omnifeed.features.spec",
     "omnifeed.features.online",
     "omnifeed.features.serve",
+    "omnifeed.export.affinity",
     "omnifeed.export.encode",
     "omnifeed.export.release",
     "omnifeed.export.catalogue",

@@ -175,12 +175,15 @@ def _marked(watched: list[int], chosen: list[int]) -> list[bool]:
 def _items(videos: pa.Table) -> pa.Table:
     tags = [None if tag is None else tag.split(",")[0] for tag in videos["tag"].to_pylist()]
     count = videos.num_rows
+    known = "video_duration" in videos.column_names
+    milliseconds = videos["video_duration"].cast(pa.float64()) if known else pa.nulls(count, pa.float64())
     return pa.table(
         {
             "item_id": videos["video_id"].cast(pa.string()),
             "author_id": videos["author_id"].cast(pa.string()),
             "kind": pa.repeat("video", count),
             "category": pa.array(tags, pa.string()),  # the first tag; the others are not a path
+            "duration_s": pc.divide(milliseconds, 1000.0),
             "created_ts": videos["upload_dt"].cast(pa.date32()).cast(TS),
             "policy": pa.repeat("ALLOW", count),
         }

@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import duckdb
 
@@ -47,6 +48,21 @@ TABLES = {
     },
     "shown": {"user_id": "VARCHAR", "scenario": "VARCHAR", "item": "UBIGINT", "day": "INTEGER"},
 }  # fmt: skip
+#: How the rows of several slices of a day become one; each slice holds whole requests.
+_MERGED = {
+    "seen": "SELECT part, user_id, scenario, day, arm, release, crossed, sum(exposures)::BIGINT AS exposures, "
+    "min(first_ts) AS first_ts, arg_min(device, (first_ts, device)) AS device FROM {slices} "
+    "GROUP BY part, user_id, scenario, day, arm, release, crossed",
+    "requests": "SELECT part, user_id, day, sum(requests)::BIGINT AS requests, sum(missing)::BIGINT AS missing "
+    "FROM {slices} GROUP BY part, user_id, day",
+    "sums": "SELECT part, user_id, scenario, day, name, "
+    + ", ".join(f"sum({name})::BIGINT AS {name}" for name in ("joined", "early", "late", "outcomes"))
+    + ", "
+    + ", ".join(f"sum({name})::DECIMAL(38, 0) AS {name}" for name in ("value", "lag", "lag_square"))
+    + " FROM {slices} GROUP BY part, user_id, scenario, day, name",
+    "shown": "SELECT part, user_id, scenario, item, min(day) AS day FROM {slices} "
+    "GROUP BY part, user_id, scenario, item",
+}
 _EXPOSURE = {
     "request": "UBIGINT", "item": "UBIGINT", "user_id": "VARCHAR", "scenario": "VARCHAR", "arm": "VARCHAR",
     "release": "VARCHAR", "ts": "BIGINT", "position": "BIGINT", "device": "VARCHAR", "crossed": "BOOLEAN",
@@ -157,13 +173,45 @@ def _reduce(
     now: int,
     first_shown: bool,
 ) -> None:
-    """Reduce some groups in one go, each into a part of its own."""
+    """Reduce some groups in one go, each into a part of its own; more lines than can be held at once, in slices."""
     name = "days-" + hashlib.sha256("".join(group.key for group in groups).encode()).hexdigest()[:16]
     folder = intake.folder / name
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    _choose_exposures(connection, intake, groups, now)
-    _choose_outcomes(connection, intake, groups, now)
+    selected = _selected(section, first_shown)
+    slices = -(-sum(group.lines for group in groups) // AT_ONCE)
+    counts: dict[int, Counter[str]] = {}
+    for number in range(slices):
+        _choose_exposures(connection, intake, groups, now, f"request % {slices} = {number}")
+        _choose_outcomes(connection, intake, groups, now, f"request % {slices} = {number}")
+        place = folder / f"slice={number}" if slices > 1 else folder
+        place.mkdir(parents=True)
+        for table, query in selected.items():
+            _copy(connection, query, place / table)
+        for part, numbers in _count(connection).items():
+            counts.setdefault(part, Counter()).update(numbers)
+    if slices > 1:
+        for table in selected:
+            held = sorted(folder.glob(f"slice=*/{table}/*/*.parquet"))
+            if held:
+                source = f"read_parquet({path_list(held)}, hive_partitioning = true, hive_types = {{'part': INTEGER}})"
+                _copy(connection, _MERGED[table].format(slices=source), folder / table)
+        for place in folder.glob("slice=*"):
+            shutil.rmtree(place)
+    for group in groups:
+        numbers = counts.get(group.part, Counter())
+        intake.kept[group.key] = {
+            "folder": name,
+            "part": group.part,
+            "counts": {field: numbers[field] for field in DayCounts.__slots__},
+        }
+
+
+def _copy(connection: duckdb.DuckDBPyConnection, query: str, to: Path) -> None:
+    connection.execute(f"COPY ({query}) TO '{to}' (FORMAT parquet, PARTITION_BY (part))")
+
+
+def _selected(section: ExperimentConfig, first_shown: bool) -> dict[str, str]:
+    """SQL of each of `TABLES` over `exposure` and `outcome`, with the part that a row belongs to."""
     window = section.attribution_hours * HOUR
     scales = {metric.outcome: metric.scale for metric in METRICS.values() if metric.scale != 1}
     scale = " ".join(f"WHEN '{outcome}' THEN {scale * MILLION!r}" for outcome, scale in scales.items())
@@ -189,16 +237,7 @@ def _reduce(
         selected["shown"] = (
             "SELECT part, user_id, scenario, item, min(day) AS day FROM exposure GROUP BY part, user_id, scenario, item"
         )
-    for table, query in selected.items():
-        connection.execute(f"COPY ({query}) TO '{folder / table}' (FORMAT parquet, PARTITION_BY (part))")
-    counts = _count(connection)
-    for group in groups:
-        numbers = counts.get(group.part, {})
-        intake.kept[group.key] = {
-            "folder": name,
-            "part": group.part,
-            "counts": {field: int(numbers.get(field) or 0) for field in DayCounts.__slots__},
-        }
+    return selected
 
 
 def _part(groups: Sequence[_Group]) -> str:
@@ -212,7 +251,7 @@ def _part(groups: Sequence[_Group]) -> str:
 
 
 def _choose_exposures(
-    connection: duckdb.DuckDBPyConnection, intake: Intake, groups: Sequence[_Group], now: int
+    connection: duckdb.DuckDBPyConnection, intake: Intake, groups: Sequence[_Group], now: int, chosen: str
 ) -> None:
     """`exposure`: the first line of each (request, item) of the days that are used; `line`: every one of the groups."""
     paths = intake.paths("exposures", [block for group in groups for block in group.blocks])
@@ -220,7 +259,8 @@ def _choose_exposures(
     source = kept_lines(paths) if paths else None
     connection.execute(
         f"CREATE OR REPLACE TEMP VIEW line AS SELECT *, {_part(groups)} AS part, block % {STAGE} AS day, "
-        f"{f'block IN ({used}) AND ts <= {now}' if used else 'false'} AS inside FROM ({_or_empty(source, _EXPOSURE)})"
+        f"{f'block IN ({used}) AND ts <= {now}' if used else 'false'} AS inside "
+        f"FROM ({_or_empty(source, _EXPOSURE)}) WHERE {chosen}"
     )
     connection.execute(
         "CREATE OR REPLACE TEMP TABLE repeated AS "
@@ -236,13 +276,16 @@ def _choose_exposures(
     connection.execute(f"CREATE OR REPLACE TEMP VIEW exposure AS {inside}")
 
 
-def _choose_outcomes(connection: duckdb.DuckDBPyConnection, intake: Intake, groups: Sequence[_Group], now: int) -> None:
+def _choose_outcomes(
+    connection: duckdb.DuckDBPyConnection, intake: Intake, groups: Sequence[_Group], now: int, chosen: str
+) -> None:
     """`outcome`: one line of each (request, item, name); `came`: all that were known by `now`."""
     paths = intake.paths("outcomes", [block for group in groups for block in group.blocks])
     source = kept_lines(paths) if paths else None
     connection.execute(
         f"CREATE OR REPLACE TEMP VIEW came AS SELECT *, {_part(groups)} AS part, name IN {literal(KNOWN)} AS read, "
-        f"value BETWEEN 0 AND {LARGEST} AS fine FROM ({_or_empty(source, _OUTCOME)}) WHERE observed_ts <= {now}"
+        f"value BETWEEN 0 AND {LARGEST} AS fine FROM ({_or_empty(source, _OUTCOME)}) "
+        f"WHERE observed_ts <= {now} AND {chosen}"
     )
     connection.execute(
         "CREATE OR REPLACE TEMP TABLE outcome AS "
@@ -256,7 +299,7 @@ def _choose_outcomes(connection: duckdb.DuckDBPyConnection, intake: Intake, grou
     )
 
 
-def _count(connection: duckdb.DuckDBPyConnection) -> dict[int, dict[str, Any]]:
+def _count(connection: duckdb.DuckDBPyConnection) -> dict[int, dict[str, int]]:
     """`DayCounts` by part."""
     queries = {
         ("repeated",): "SELECT part, sum(times) FROM repeated GROUP BY part",
@@ -269,8 +312,8 @@ def _count(connection: duckdb.DuckDBPyConnection) -> dict[int, dict[str, Any]]:
         ("chosen",): "SELECT part, count(*) FROM outcome GROUP BY part",
         ("unexposed",): ("SELECT part, count(*) FROM outcome ANTI JOIN line USING (part, request, item) GROUP BY part"),
     }
-    found: dict[int, dict[str, Any]] = {}
+    found: dict[int, dict[str, int]] = {}
     for names, query in queries.items():
         for part, *values in connection.execute(query).fetchall():
-            found.setdefault(int(part), {}).update(zip(names, values, strict=True))
+            found.setdefault(int(part), {}).update(zip(names, map(int, values), strict=True))
     return found

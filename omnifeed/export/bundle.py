@@ -176,7 +176,7 @@ def _golden(parts: Parts, samples: Samples) -> tuple[Golden, ...]:
     vec = encoded["item_vec"]
     for sample in samples.requests:
         request: Arrays = {**sample.request, "hist_vec": vec[sample.request["hist_row"]]}
-        del request["hist_row"]
+        del request["hist_row"], request["hist_ts"]
         user = parts.user_encoder(request)
         states = {name: user[name] for name in ("states", "states_mask", "request_state")}
         cand = {"cand_vec": vec[sample.candidates][None], "cand_dense": sample.cand_dense}

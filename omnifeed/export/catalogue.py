@@ -23,6 +23,7 @@ import numpy.typing as npt
 from omnifeed.errors import InputError, IntegrityError, OmnifeedError, UnavailableError
 from omnifeed.export.catalogue_state import CURRENT, TEXT_COLUMNS, Catalogue, encoded_digest
 from omnifeed.export.delta import (
+    NUMBER_FIELDS,
     POLICIES,
     TEXT_FIELDS,
     TIME_FIELDS,
@@ -82,7 +83,8 @@ def write_snapshot(
     arrays: dict[str, Array] = {}
     for name in TIME_FIELDS:
         arrays[name] = np.array([_micros(value, name) for value in _column(items, name, count)], np.int64)
-    arrays["price"] = np.array([np.nan if v is None else v for v in _column(items, "price", count)], np.float64)
+    for name in NUMBER_FIELDS:
+        arrays[name] = np.array([np.nan if v is None else v for v in _column(items, name, count)], np.float64)
     arrays["stock"] = np.array([UNKNOWN if v is None else v for v in _column(items, "stock", count)], np.int64)
     policy = [_known(value, POLICIES, "policy") for value in _column(items, "policy", count)]
     sets: dict[tuple[str, ...], int] = {(): 0}
@@ -122,7 +124,7 @@ def store(
     """Write a snapshot's file and move the pointer; call it inside `writing`.
 
     Args:
-        texts: by TEXT_COLUMNS. numbers: price, policy, stock, locale and TIME_FIELDS. All [N], aligned.
+        texts: by TEXT_COLUMNS. numbers: policy, stock, locale, NUMBER_FIELDS and TIME_FIELDS. All [N], aligned.
         sequence: of the last delta that it holds.
 
     Returns:
@@ -134,10 +136,11 @@ def store(
         arrays[f"{name}.blob"], arrays[f"{name}.ends"], arrays[f"{name}.null"] = column.blob, column.ends, column.null
     arrays["hashes"] = np.array([id_hash(str(item)) for item in packed["item_id"]], np.uint64)
     fields = zip(packed["item_id"], packed["kind"], *(packed[name] for name in TEXT_FIELDS), strict=True)
+    values = zip(*(numbers[name].tolist() for name in NUMBER_FIELDS), strict=True)
     arrays["encoded"] = np.array(
         [
-            encoded_digest(str(item), str(kind), rest, price)
-            for (item, kind, *rest), price in zip(fields, numbers["price"].tolist(), strict=True)
+            encoded_digest(str(item), str(kind), rest, known)
+            for (item, kind, *rest), known in zip(fields, values, strict=True)
         ],
         np.uint64,
     )
@@ -234,6 +237,7 @@ def load_snapshot(home: Home) -> Catalogue:
         rows=rows,
         texts=texts,
         price=arrays["price"],
+        duration_s=arrays["duration_s"],
         encoded=arrays["encoded"],
         successor=np.full(count, CURRENT, np.int64),
         former=np.zeros(count, np.int64),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from omnifeed.export.delta import POLICIES, TEXT_FIELDS, UNKNOWN
+from omnifeed.export.delta import NUMBER_FIELDS, POLICIES, TEXT_FIELDS, UNKNOWN
 from omnifeed.export.encode import Floats, Ints, dense
 from omnifeed.export.rows import ItemRows, Stack
 from omnifeed.export.strings import Strings
@@ -27,7 +27,7 @@ CURRENT = 2**62  # successor of a row that holds its item now
 class Catalogue:
     """N rows as of one moment, one an item and encoding. Times are UTC microseconds, UNKNOWN where null.
 
-    A row's texts and price never change: an item whose price does gets a further row, and the former one names it as
+    A row's texts and numbers never change: an item whose price does gets a further row, and the former one names it as
     its successor. So an index of the first n rows serves on while the rest is being encoded, and everything that
     decides whether an item may be shown, its kind and creator included, is as fresh in its old row as in its new.
     """
@@ -39,6 +39,7 @@ class Catalogue:
     rows: ItemRows  # item_id -> newest row, from 1
     texts: dict[str, Strings]  # by TEXT_COLUMNS
     price: npt.NDArray[np.float64]  # [N], NaN where not known
+    duration_s: npt.NDArray[np.float64]  # [N], of a recording, NaN where not known
     encoded: npt.NDArray[np.uint64]  # [N], digest of what an item encoder reads
     successor: Ints  # [N], the row from 1 that the item moved to, CURRENT where it has not
     former: Ints  # [N], the row from 1 that it moved from, 0 where it has not
@@ -107,8 +108,19 @@ class Catalogue:
             return known.rows
         blank = dense({}, ITEM_DENSE, len(self))
         if self.features:
-            daily = len(of("item_daily"))
+            daily = len(of("item_daily", "item_monthly"))
             blank[:, :daily] = next(iter(self.features.values())).rows[:, :daily]
+        return blank
+
+    def features_of_new(self, scenario: str) -> Floats:
+        """float32 [len(ITEM_DENSE)] of an item of which nothing is known: its scenario's rates, else defaults."""
+        blank: Floats = dense({}, ITEM_DENSE, 1)[0]
+        if len(self):
+            mine = self.features[scenario].rows[0]
+            places = {feature.name: place for place, feature in enumerate(ITEM_DENSE)}
+            for place, feature in enumerate(ITEM_DENSE):
+                if feature.source == "scenario_daily" or feature.fallback:
+                    blank[place] = mine[places[feature.fallback or feature.name]]
         return blank
 
     def trending_of(self, scenario: str) -> Floats:
@@ -123,10 +135,13 @@ class Catalogue:
     def columns(self, rows: Sequence[int]) -> dict[str, list[Any]]:
         """The columns that `encode.encode_items` reads, of these rows."""
         texts: dict[str, list[Any]] = {name: [column[row] for row in rows] for name, column in self.texts.items()}
-        return {**texts, "price": [float(self.price[row]) for row in rows]}
+        numbers = {name: [float(value) for value in getattr(self, name)[rows]] for name in NUMBER_FIELDS}
+        return {**texts, **numbers}
 
 
-def encoded_digest(item_id: str, kind: str, texts: Sequence[str | None], price: float) -> int:
-    """The first 8 bytes of SHA-256 of what an item encoder reads of an item; `texts` in the order of TEXT_FIELDS."""
-    raw = repr((item_id, kind, *texts, price)).encode("utf-8", "surrogatepass")
+def encoded_digest(item_id: str, kind: str, texts: Sequence[str | None], numbers: Sequence[float]) -> int:
+    """The first 8 bytes of SHA-256 of what an item encoder reads of an item: in the order of TEXT_FIELDS and
+    NUMBER_FIELDS.
+    """
+    raw = repr((item_id, kind, *texts, *numbers)).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.sha256(raw).digest()[:8], "big")

@@ -29,6 +29,7 @@ MAX_ID_CHARS = 128
 MAX_TEXT_CHARS = 10_000
 MAX_INTEGER = 2**61  # of times and stocks
 TEXT_FIELDS = ("author_id", "category", "title")
+NUMBER_FIELDS = ("price", "duration_s")  # that an item encoder reads, as it does TEXT_FIELDS
 TIME_FIELDS = ("created_ts", "live_from", "live_until")
 #: What a change may name; every field but the first four may be null.
 FIELDS = (
@@ -37,7 +38,7 @@ FIELDS = (
     "created_ts",
     "policy",
     *TEXT_FIELDS,
-    "price",
+    *NUMBER_FIELDS,
     "live_from",
     "live_until",
     "stock",
@@ -121,7 +122,7 @@ def _value(name: str, value: Any) -> Any:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < MAX_INTEGER:
             raise refuse("Give a whole number from 0 on, or null where stock is not tracked.")
         return value
-    if name == "price":
+    if name in NUMBER_FIELDS:
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
             raise refuse("Give a finite number from 0 on, or null where it is not known.")
         return float(value)

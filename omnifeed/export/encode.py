@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omnifeed.config import Config
-from omnifeed.features.spec import ITEM_DENSE, REQUEST_TIME_FEATURES, USER_DENSE, Feature
+from omnifeed.features.spec import ITEM_DENSE, ITEM_PLAIN_FEATURES, REQUEST_TIME_FEATURES, USER_DENSE, Feature
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -31,7 +31,7 @@ CATEGORY_LEVELS = 3
 PROFILE = ("locale", "country", "age_band", "device")
 USER_DIMS = len(USER_DENSE)
 CANDIDATE_DIMS = len(ITEM_DENSE) + len(REQUEST_TIME_FEATURES)
-ITEM_DIMS = 2  # log1p(price), price known
+ITEM_DIMS = len(ITEM_PLAIN_FEATURES)
 MAX_QUERY_CHARS = 256  # of a longer query the rest is ignored
 DAY_US = 86_400_000_000
 
@@ -174,7 +174,8 @@ def encode_items(items: Columns, spec: EncodeSpec) -> dict[str, npt.NDArray[Any]
 
     Returns:
         id_bucket int64 [N, 2] (two independent hashes), author_bucket int64 [N], category_bucket int64 [N, 3],
-        kind int64 [N], text float32 [N, text_dims], item_dense float32 [N, 2].
+        kind int64 [N], text float32 [N, text_dims], item_dense float32 [N, 4]
+        (ITEM_PLAIN_FEATURES).
     """
     ids = items["item_id"]
     count = len(ids)
@@ -188,8 +189,11 @@ def encode_items(items: Columns, spec: EncodeSpec) -> dict[str, npt.NDArray[Any]
         for level in range(min(CATEGORY_LEVELS, len(levels))):
             prefix = "/".join(levels[: level + 1])
             categories[row, level] = bucket(prefix, spec.category_buckets, spec.salt + "category")
-    price = np.array([np.nan if value is None else value for value in column("price")], np.float64)
-    known = np.isfinite(price)
+    plain = []
+    for name in ("price", "duration_s"):
+        value = np.array([np.nan if one is None else one for one in column(name)], np.float64)
+        known = np.isfinite(value)
+        plain += [np.log1p(np.where(known, np.maximum(value, 0), 0)), known]
     return {
         "id_bucket": np.array(
             [[bucket(str(i), spec.id_buckets, f"{spec.salt}item{n}") for n in (0, 1)] for i in ids], np.int64
@@ -202,7 +206,7 @@ def encode_items(items: Columns, spec: EncodeSpec) -> dict[str, npt.NDArray[Any]
         "text": np.array(
             [text_vector(title, spec.text_dims, spec.salt) for title in column("title")], np.float32
         ).reshape(count, spec.text_dims),
-        "item_dense": np.stack([np.log1p(np.where(known, np.maximum(price, 0), 0)), known], 1).astype(np.float32),
+        "item_dense": np.stack(plain, 1).astype(np.float32),
     }
 
 
@@ -241,19 +245,22 @@ def encode_request(
     Returns:
         hist_row int64 [1, L] (rows of the index; the caller gathers item vectors from it), hist_action int64 [1, L],
         hist_scenario int64 [1, L], hist_gap int64 [1, L] (to the event before; 0 for the first), hist_mask bool
-        [1, L], user_bucket int64 [1], profile int64 [1, 4], user_dense float32 [1, U], scenario int64 [1], now_gap
-        int64 [1], hour int64 [1], query float32 [1, text_dims]. L is at least 1: an empty history is one masked token.
+        [1, L], hist_ts int64 [1, L] (for `omnifeed.export.affinity`), user_bucket int64 [1], profile int64 [1, 4],
+        user_dense float32 [1, U], scenario int64 [1], now_gap int64 [1], hour int64 [1], query float32 [1, text_dims].
+        L is at least 1: an empty history is one masked token.
     """
     length = min(len(user.history_item), spec.history_length)
     start = len(user.history_item) - length
     size = max(length, 1)
-    hist = {name: np.zeros((1, size), np.int64) for name in ("hist_row", "hist_action", "hist_scenario", "hist_gap")}
+    names = ("hist_row", "hist_action", "hist_scenario", "hist_gap", "hist_ts")
+    hist = {name: np.zeros((1, size), np.int64) for name in names}
     ts = np.array(user.history_ts[start:], np.int64)
     if length:
         hist["hist_row"][0] = [item_rows.get(item, 0) for item in user.history_item[start:]]
         hist["hist_action"][0] = user.history_action[start:]
         hist["hist_scenario"][0] = [spec.scenario_id(name) for name in user.history_scenario[start:]]
         hist["hist_gap"][0, 1:] = gap_buckets(np.diff(ts))
+        hist["hist_ts"][0] = ts
     profile = [bucket(user.values.get(name), spec.profile_buckets, f"{spec.salt}{name}") for name in PROFILE]
     return {
         **hist,
@@ -269,7 +276,14 @@ def encode_request(
 
 
 def candidate_dense(
-    item_features: Floats, created_us: Ints, is_live: npt.NDArray[np.bool_], text: Floats, query: Floats, now_us: int
+    item_features: Floats,
+    created_us: Ints,
+    is_live: npt.NDArray[np.bool_],
+    text: Floats,
+    query: Floats,
+    now_us: int,
+    item_plain: Floats,
+    affinities: Floats,
 ) -> Floats:
     """The ranker's dense features of K candidates in one request.
 
@@ -279,12 +293,13 @@ def candidate_dense(
         is_live: bool [K], on air now.
         text: float32 [K, text_dims].
         query: float32 [text_dims].
+        item_plain: float32 [K, ITEM_DIMS], `item_dense` of the item encoder's inputs.
+        affinities: float32 [K, len(AFFINITY_FEATURES)], `omnifeed.export.affinity.affinity`.
 
     Returns:
         float32 [K, CANDIDATE_DIMS].
     """
     age = np.log1p(np.maximum(now_us - created_us, 0) / DAY_US)
     match = (text.astype(np.float64) * query.astype(np.float64)).sum(1)
-    return np.concatenate(
-        [item_features, np.stack([age, is_live.astype(np.float64), match], 1).astype(np.float32)], axis=1
-    )
+    extra = np.stack([age, is_live.astype(np.float64), match], 1).astype(np.float32)
+    return np.concatenate([item_features, extra, item_plain, affinities], axis=1)

@@ -7,6 +7,7 @@ reads goes into new rows. numpy and the standard library only.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,7 @@ from omnifeed.errors import IntegrityError
 from omnifeed.export.catalogue import load_snapshot, moderation, store, writing
 from omnifeed.export.catalogue_state import CURRENT, TEXT_COLUMNS, Catalogue, encoded_digest
 from omnifeed.export.delta import (
+    NUMBER_FIELDS,
     POLICIES,
     REQUIRED,
     TEXT_FIELDS,
@@ -27,8 +29,7 @@ from omnifeed.export.delta import (
     read_delta,
     sequences,
 )
-from omnifeed.export.encode import Ints, dense
-from omnifeed.features.spec import ITEM_DENSE
+from omnifeed.export.encode import Ints
 from omnifeed.home import Home
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class _Fresh:
     item_id: str
     kind: str
     texts: list[str | None]  # by TEXT_FIELDS
-    price: float
+    numbers: list[float]  # by NUMBER_FIELDS
     former: int  # row from 1, 0 of a new item
     encoded: int
 
@@ -167,7 +168,7 @@ def compact(home: Home) -> str:
         catalogue = load_catalogue(home)
         rows = np.flatnonzero(catalogue.successor == CURRENT)
         numbers = {
-            name: getattr(catalogue, name)[rows] for name in ("price", "policy", "stock", "locale", *TIME_FIELDS)
+            name: getattr(catalogue, name)[rows] for name in ("policy", "stock", "locale", *NUMBER_FIELDS, *TIME_FIELDS)
         }
         return store(
             home,
@@ -188,11 +189,11 @@ def _fresh(catalogue: Catalogue, item: str, row: int, values: Mapping[str, Any])
     def field(name: str) -> Any:
         if name in values or not row:
             return values.get(name)
-        return float(catalogue.price[row - 1]) if name == "price" else catalogue.texts[name][row - 1]
+        return catalogue.texts[name][row - 1] if name in catalogue.texts else getattr(catalogue, name)[row - 1]
 
-    kind, texts, price = str(field("kind")), [field(name) for name in TEXT_FIELDS], field("price")
-    price = float("nan") if price is None else float(price)
-    return _Fresh(item, kind, texts, price, row, encoded_digest(item, kind, texts, price))
+    kind, texts = str(field("kind")), [field(name) for name in TEXT_FIELDS]
+    numbers = [math.nan if value is None else float(value) for value in map(field, NUMBER_FIELDS)]
+    return _Fresh(item, kind, texts, numbers, row, encoded_digest(item, kind, texts, numbers))
 
 
 def _extended(catalogue: Catalogue, fresh: Sequence[_Fresh]) -> Catalogue:
@@ -225,9 +226,13 @@ def _extended(catalogue: Catalogue, fresh: Sequence[_Fresh]) -> Catalogue:
 
     features = {}
     for scenario, stack in catalogue.features.items():
-        added = dense({}, ITEM_DENSE, len(fresh))
+        added = np.repeat(catalogue.features_of_new(scenario)[None], len(fresh), axis=0)
         added[former > 0] = stack.rows[former[former > 0] - 1]
         features[scenario] = stack.extended(added)
+    price, duration_s = (
+        np.concatenate([getattr(catalogue, name), [one.numbers[place] for one in fresh]])
+        for place, name in enumerate(NUMBER_FIELDS)
+    )
     columns = [
         [one.item_id for one in fresh],
         [one.kind for one in fresh],
@@ -239,7 +244,8 @@ def _extended(catalogue: Catalogue, fresh: Sequence[_Fresh]) -> Catalogue:
         texts={
             name: catalogue.texts[name].extended(column) for name, column in zip(TEXT_COLUMNS, columns, strict=True)
         },
-        price=np.concatenate([catalogue.price, [one.price for one in fresh]]),
+        price=price,
+        duration_s=duration_s,
         encoded=np.concatenate([catalogue.encoded, np.array([one.encoded for one in fresh], np.uint64)]),
         successor=successor,
         former=np.concatenate([catalogue.former, former]),

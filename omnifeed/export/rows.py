@@ -22,18 +22,18 @@ LEAST = 1_024  # rows kept free at least
 
 
 class Stack:
-    """A two-dimensional float32 array whose states of different length share one allocation."""
+    """A two-dimensional array whose states of different length share one allocation."""
 
-    def __init__(self, rows: npt.NDArray[np.float32]) -> None:
+    def __init__(self, rows: npt.NDArray[Any]) -> None:
         self._data, self._length = rows, len(rows)
         self._filled = [len(rows)]  # of all states together
 
     @property
-    def rows(self) -> npt.NDArray[np.float32]:
-        """float32 [N, width]; not to be written."""
+    def rows(self) -> npt.NDArray[Any]:
+        """[N, width]; not to be written."""
         return self._data[: self._length]
 
-    def extended(self, more: npt.NDArray[np.float32]) -> Stack:
+    def extended(self, more: npt.NDArray[Any]) -> Stack:
         """A state with more rows; this one stays as it is. One thread at a time extends."""
         length = self._length + len(more)
         result = Stack.__new__(Stack)
@@ -41,7 +41,7 @@ class Stack:
         if self._filled[0] == self._length and length <= len(self._data):
             result._data, result._filled = self._data, self._filled
         else:
-            result._data = np.empty((length + max(LEAST, length // SPARE), self._data.shape[1]), np.float32)
+            result._data = np.empty((length + max(LEAST, length // SPARE), self._data.shape[1]), self._data.dtype)
             result._data[: self._length] = self.rows
             result._filled = [length]
         result._data[self._length : length] = more

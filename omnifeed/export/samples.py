@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from omnifeed.errors import InputError
+from omnifeed.export.affinity import affinity, item_keys
 from omnifeed.export.encode import (
     PROFILE,
     Columns,
@@ -94,7 +95,9 @@ def golden_samples(training_set: Path, spec: EncodeSpec, now: int) -> Samples:
         features = _item_features(training_set, picked["item_id"].to_pylist(), scenario)[candidates - 1]
         created = picked["created_ts"].cast(pa.int64()).to_numpy()[candidates - 1]
         live = np.array([kind == "livestream" for kind in columns["kind"]], np.bool_)[candidates - 1]
-        cand_dense = candidate_dense(features, created, live, items["text"][candidates], encoded["query"][0], now)
+        before = affinity(item_keys(items), encoded, candidates[None], encoded["scenario"], np.array([now]))[0]
+        text, plain = items["text"][candidates], items["item_dense"][candidates]
+        cand_dense = candidate_dense(features, created, live, text, encoded["query"][0], now, plain, before)
         requests.append(Sample(case, encoded, candidates, cand_dense[None]))
     return Samples(items, tuple(requests))
 

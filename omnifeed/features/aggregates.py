@@ -3,14 +3,14 @@
 The row of midnight D holds what was observed before D (strictly) and happened in the whole days of its window before
 D. Events are summed once by entity, day of the event and first midnight that may know them; windows are then sums over
 that small table, for all midnights together. Everything is summed as integers (money in millionths), so the result does
-not depend on the order in which an engine adds. Events of the arm "history" (synthetic times, no outcomes) and those
-that were not seen are left out. An entity has a row from the first midnight that knows an event of it; before, and for
-entities without any event, the specification's defaults hold.
+not depend on the order in which an engine adds. Events that were not seen are left out, and those of the arm "history"
+(synthetic times, few outcomes) in all views but item_monthly. An entity has a row from the first midnight that knows an
+event of it; before, and for entities without any event, the specification's fallbacks and defaults hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -34,10 +34,20 @@ AS_OF = "event_timestamp"
 _KEYS: dict[Source, tuple[str, ...]] = {
     "user_daily": ("user_id",),
     "item_daily": ("item_id",),
+    "item_monthly": ("item_id",),
     "item_scenario_daily": ("item_id", "scenario"),
+    "scenario_daily": ("scenario",),
 }
-_WINDOW_DAYS: dict[Source, int] = {"user_daily": 28, "item_daily": 7, "item_scenario_daily": 7}
-_LABELS = ("click", "long_view", "order", "hide")
+_WINDOW_DAYS: dict[Source, int] = {
+    "user_daily": 28,
+    "item_daily": 7,
+    "item_monthly": 28,
+    "item_scenario_daily": 7,
+    "scenario_daily": 7,
+}
+#: The views that the catalogue is made of, in the order of ITEM_DENSE.
+ITEM_VIEWS: tuple[Source, ...] = ("item_daily", "item_monthly", "item_scenario_daily", "scenario_daily")
+_LABELS = ("click", "long_view", "like", "order", "hide")
 _MICRO = 1_000_000
 
 
@@ -63,7 +73,7 @@ def daily(events: ibis.Table, source: Source, midnights: Sequence[int]) -> ibis.
 
     Args:
         events: columns of `omnifeed.tables.EVENTS`.
-        source: user_daily, item_daily or item_scenario_daily.
+        source: user_daily, or one of ITEM_VIEWS.
         midnights: UTC microseconds, distinct.
 
     Returns:
@@ -71,8 +81,10 @@ def daily(events: ibis.Table, source: Source, midnights: Sequence[int]) -> ibis.
     """
     import ibis
 
-    keys, window, prefix = _KEYS[source], _WINDOW_DAYS[source], source.removesuffix("_daily")
-    rated = seen(events).filter(lambda t: t.arm.fill_null("") != "history")
+    keys, window, prefix = _KEYS[source], _WINDOW_DAYS[source], source.rpartition("_")[0]
+    rated = seen(events)
+    if source != "item_monthly":
+        rated = rated.filter(lambda t: t.arm.fill_null("") != "history")
     timed = rated.mutate(ts_us=micros(rated.ts), observed_us=micros(rated.observed_ts))
     days = timed.mutate(
         day=timed.ts_us - timed.ts_us % DAY_US,
@@ -103,7 +115,8 @@ def daily(events: ibis.Table, source: Source, midnights: Sequence[int]) -> ibis.
         },
         **{f"score_{age}": lambda t, age=age: t.score.sum(where=t.age == age * DAY_US) for age in range(7)},
     )
-    totals = windowed.group_by("as_of").agg(
+    pool = ("as_of", "scenario") if source == "item_scenario_daily" else ("as_of",)
+    totals = windowed.group_by(*pool).agg(
         **{
             f"all_{name}": lambda t, name=name: t[name].sum()
             for label in _LABELS
@@ -111,7 +124,7 @@ def daily(events: ibis.Table, source: Source, midnights: Sequence[int]) -> ibis.
         }
     )
     joined = spine.left_join(windowed, [*keys, "as_of"]).drop(*(f"{name}_right" for name in (*keys, "as_of")))
-    joined = joined.left_join(totals, "as_of").drop("as_of_right")
+    joined = joined.left_join(totals, list(pool)).drop(*(f"{name}_right" for name in pool))
 
     def number(name: str) -> ibis.Column:
         return joined[name].fill_null(0).cast("float64")
@@ -142,18 +155,24 @@ def daily_table(engine: Engine, events: ibis.Table, source: Source, midnights: S
 
 
 def with_defaults(table: pa.Table, features: Sequence[Feature]) -> pa.Table:
-    """Replace the nulls of these feature columns by the specification's defaults."""
+    """Replace the nulls of these feature columns by their fallback's values, then by the specification's defaults."""
+    given = table
     for feature in features:
         index = table.column_names.index(feature.name)
-        filled = pc.fill_null(table[feature.name], pa.scalar(feature.default, pa.float32()))
-        table = table.set_column(index, feature.name, filled)
+        column = given[feature.name]
+        if feature.fallback:
+            column = pc.coalesce(column, given[feature.fallback])
+        table = table.set_column(index, feature.name, pc.fill_null(column, pa.scalar(feature.default, pa.float32())))
     return table
 
 
 def item_features(
-    item_daily: pa.Table, item_scenario_daily: pa.Table, item_ids: Sequence[str], scenarios: Sequence[str], day: int
+    views: Mapping[Source, pa.Table], item_ids: Sequence[str], scenarios: Sequence[str], day: int
 ) -> pa.Table:
-    """Every item in every scenario at one midnight, defaults where nothing is known.
+    """Every item in every scenario at one midnight, fallbacks and defaults where nothing is known.
+
+    Args:
+        views: ITEM_VIEWS, as `daily_table` makes them.
 
     Returns:
         item_id, scenario, and the ITEM_DENSE features as float32; ordered by item as given, then scenario as given.
@@ -166,29 +185,36 @@ def item_features(
             "row": pa.array(range(len(item_ids) * len(scenarios)), pa.int64()),
         }
     )
-    for table, keys in ((item_daily, ["item_id"]), (item_scenario_daily, ["item_id", "scenario"])):
-        spine = spine.join(table.filter(pc.equal(table[AS_OF], at)).drop_columns([AS_OF]), keys)
+    for source in ITEM_VIEWS:
+        table = views[source]
+        spine = spine.join(table.filter(pc.equal(table[AS_OF], at)).drop_columns([AS_OF]), list(_KEYS[source]))
     names = ["item_id", "scenario", *(feature.name for feature in ITEM_DENSE)]
     return with_defaults(spine.sort_by("row").select(names).combine_chunks(), ITEM_DENSE)
 
 
 def item_features_asof(
-    events: Sequence[EventSource], day_ts: int, config: Config, engine: Engine | None = None
+    events: Sequence[EventSource],
+    day_ts: int,
+    config: Config,
+    engine: Engine | None = None,
+    item_ids: Sequence[str] | None = None,
 ) -> pa.Table:
-    """What the catalogue reads at a midnight: every item with an event before it, in every configured scenario.
+    """What the catalogue reads at a midnight, in every configured scenario.
 
     Args:
-        events: folders of table sets, or tables of events; together they hold at least the last 7 days.
+        events: folders of table sets, or tables of events; together they hold at least the last 28 days.
         day_ts: the midnight, UTC microseconds.
+        item_ids: of the catalogue; by default the items with an event before the midnight.
 
     Returns:
-        item_id, scenario, and the ITEM_DENSE features as float32. Items without events are absent: defaults at use.
+        item_id, scenario, and the ITEM_DENSE features as float32.
     """
     engine = engine or DuckDBEngine()
     table = engine.events(events)
-    items = daily_table(engine, table, "item_daily", [midnight(day_ts)])
-    pairs = daily_table(engine, table, "item_scenario_daily", [midnight(day_ts)])
-    return item_features(items, pairs, items["item_id"].to_pylist(), config.data.scenarios, midnight(day_ts))
+    views = {source: daily_table(engine, table, source, [midnight(day_ts)]) for source in ITEM_VIEWS}
+    if item_ids is None:
+        item_ids = views["item_monthly"]["item_id"].to_pylist()
+    return item_features(views, item_ids, config.data.scenarios, midnight(day_ts))
 
 
 def user_features_asof(events: Sequence[EventSource], day_ts: int, engine: Engine | None = None) -> pa.Table:

@@ -22,7 +22,7 @@ from omnifeed.engine import DuckDBEngine, Engine
 from omnifeed.errors import InputError, IntegrityError
 from omnifeed.export.encode import DAY_US, EncodeSpec
 from omnifeed.features import spec
-from omnifeed.features.aggregates import AS_OF, daily_table, item_features, midnight, seen, with_defaults
+from omnifeed.features.aggregates import AS_OF, ITEM_VIEWS, daily_table, item_features, midnight, seen, with_defaults
 from omnifeed.features.history import known_events, pack
 from omnifeed.features.spec import ITEM_DENSE, USER_DENSE, Source
 from omnifeed.features.store import apply, feature_store, push_users
@@ -32,7 +32,7 @@ from omnifeed.tables import EVENTS, TS, conform, read_parquet
 
 Progress = Callable[[str, int, int], None]
 
-_DAILY: tuple[Source, ...] = ("user_daily", "item_daily", "item_scenario_daily")
+_DAILY: tuple[Source, ...] = ("user_daily", *ITEM_VIEWS)
 _STEPS = 6
 
 
@@ -212,5 +212,5 @@ def materialize(
 
 
 def _catalogue_day(views: dict[Source, pa.Table], item_ids: list[str], config: Config, day: int) -> pa.Table:
-    table = item_features(views["item_daily"], views["item_scenario_daily"], item_ids, config.data.scenarios, day)
+    table = item_features(views, item_ids, config.data.scenarios, day)
     return table.add_column(0, "day_ts", pa.array([day] * table.num_rows, pa.int64()).cast(TS))

@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -40,22 +38,11 @@ def refresh_catalogue(home: Home, config: Config, items: pa.Table, events: Seque
     Returns:
         The snapshot's version.
     """
-    features = item_features_asof(events, now, config)
-    features = (
-        items.select(["item_id"])
-        .append_column("row", pa.array(np.arange(items.num_rows)))
-        .join(features, "item_id", join_type="left outer")
-    )
+    features = item_features_asof(events, now, config, item_ids=items["item_id"].to_pylist())
     by_scenario: dict[str, Columns] = {}
     for scenario in config.data.scenarios:
         mine = features.filter(pc.equal(features["scenario"], scenario))
-        rows = mine["row"].to_numpy()
-        columns: dict[str, Any] = {}
-        for feature in ITEM_DENSE:
-            column = np.full(items.num_rows, float(feature.default or 0.0))
-            column[rows] = mine[feature.name].to_numpy()
-            columns[feature.name] = column
-        by_scenario[scenario] = columns
+        by_scenario[scenario] = {feature.name: mine[feature.name].to_numpy() for feature in ITEM_DENSE}
     plain = {
         name: items[name].to_pylist() for name in items.column_names if name not in ("image_embedding", "product_ids")
     }

@@ -7,12 +7,18 @@ per task by scenario and request (MMoE, Ma et al. 2018, eq. 5-7). An order is a 
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from omnifeed.config import ModelConfig
 from omnifeed.export.encode import CANDIDATE_DIMS, EncodeSpec
 from omnifeed.model.blocks import TRACES, StateAttention, embedding
+
+#: Pieces of a dense feature's range, each holding as many training rows (piecewise linear encoding, Gorishniy et al.
+#: 2022, eq. 1): a step in a feature is linear in them, where a standardised value would need hidden units for it.
+PIECES = 8
 
 #: A task whose probability is its parent's times a conditional one.
 PARENT = {"order": "click"}
@@ -28,6 +34,8 @@ class Ranker(nn.Module):
 
     dense_mean: Tensor
     dense_scale: Tensor
+    piece_start: Tensor
+    piece_slope: Tensor
     calibration_scale: Tensor
     calibration_bias: Tensor
 
@@ -38,6 +46,10 @@ class Ranker(nn.Module):
         self.experts = config.experts
         self.register_buffer("dense_mean", torch.zeros(CANDIDATE_DIMS))
         self.register_buffer("dense_scale", torch.ones(CANDIDATE_DIMS))
+        self.register_buffer("piece_start", torch.zeros(CANDIDATE_DIMS, PIECES))
+        self.register_buffer("piece_slope", torch.zeros(CANDIDATE_DIMS, PIECES))
+        self.pieces = nn.Linear(CANDIDATE_DIMS * PIECES, width, bias=False)
+        nn.init.normal_(self.pieces.weight, std=config.init_std)
         self.item_norm = nn.LayerNorm(width)
         self.item = nn.Linear(width, width)
         self.dense = nn.Linear(CANDIDATE_DIMS, width)
@@ -52,17 +64,65 @@ class Ranker(nn.Module):
         self.match = nn.Linear(width, width)
         self.scenarios = embedding(scenarios, width, config.init_std)
         plain = CANDIDATE_DIMS + config.heads * TRACES
-        self.expert = nn.Linear(2 * width + plain, config.experts * width)
+        self.expert = nn.Linear(3 * width + plain, config.experts * width)
+        signs = torch.randint(0, 2, (config.members, 3 * width + plain)) * 2.0 - 1
+        signs[0] = 1
+        self.signs = nn.Parameter(signs)
         self.expert_request = nn.Linear(width, config.experts * width, bias=False)
         self.gate = nn.Linear(2 * width, len(tasks) * config.experts)
         self.tower = nn.Parameter(torch.empty(len(tasks), width, width // 2))
         self.tower_bias = nn.Parameter(torch.zeros(len(tasks), width // 2))
         nn.init.xavier_normal_(self.tower)
-        self.head = nn.Parameter(torch.zeros(len(tasks), width // 2))
-        self.wide = nn.Linear(plain, len(tasks))
+        self.head = nn.Parameter(torch.zeros(config.members, len(tasks), width // 2))
+        self.wide = nn.Linear(plain + CANDIDATE_DIMS * PIECES, len(tasks))
         nn.init.zeros_(self.wide.weight)
+        self.scenario_bias = embedding(scenarios, len(tasks), 0.0)
         self.register_buffer("calibration_scale", torch.ones(scenarios, len(tasks)))
         self.register_buffer("calibration_bias", torch.zeros(scenarios, len(tasks)))
+
+    def set_pieces(self, knots: npt.NDArray[np.float64]) -> None:
+        """Set the pieces' ends, [PIECES + 1, CANDIDATE_DIMS] rising; a piece without length is always 0."""
+        length = np.diff(knots, axis=0)
+        slope = np.where(length > 1e-6, 1 / np.maximum(length, 1e-6), 0)
+        self.piece_start.copy_(torch.from_numpy(np.ascontiguousarray(knots[:-1].T)))
+        self.piece_slope.copy_(torch.from_numpy(np.ascontiguousarray(slope.T)))
+
+    def encode_pieces(self, cand_dense: Tensor) -> Tensor:
+        """The piecewise linear encoding: [R, K, CANDIDATE_DIMS] to [R, K, CANDIDATE_DIMS * PIECES], each in 0..1."""
+        return ((cand_dense[..., None] - self.piece_start) * self.piece_slope).clamp(0, 1).flatten(2)
+
+    def member_logits(
+        self,
+        memory: Tensor,
+        mask: Tensor,
+        request_state: Tensor,
+        scenario: Tensor,
+        cand_vec: Tensor,
+        cand_dense: Tensor,
+    ) -> Tensor:
+        """Each member's uncalibrated logits [R, K, members, tasks], for the loss; see `logits`."""
+        dense = ((cand_dense - self.dense_mean) * self.dense_scale).clamp(-6, 6)
+        item = self.item_norm(cand_vec)
+        request = request_state[:, None]
+        pieces = self.encode_pieces(cand_dense)
+        piecewise = self.pieces(pieces)
+        token = self.token_norm(self.item(item) + self.dense(dense) + piecewise + self.request(request))
+        read, traces = self.reader(token, memory, mask)
+        candidate = self.candidate_norm(read)
+        plain = torch.cat([dense, traces], dim=-1)
+        scenario_vec = self.scenarios(scenario)
+        features = torch.cat([candidate, item * self.match(request), piecewise, plain], dim=-1)
+        each = features[:, :, None] * self.signs
+        expert = nn.functional.gelu(self.expert(each) + self.expert_request(request)[:, :, None])
+        expert = expert.reshape(*expert.shape[:3], self.experts, -1)
+        gate = self.gate(torch.cat([scenario_vec, request_state], dim=-1))
+        gate = gate.reshape(gate.shape[0], -1, self.experts)
+        mixed = torch.softmax(gate, dim=-1)[:, None, None] @ expert  # [R, K, members, tasks, width]
+        hidden = torch.einsum("rkmtw,twh->rkmth", mixed, self.tower) + self.tower_bias
+        deep = (nn.functional.gelu(hidden) * self.head).sum(-1)
+        wide = self.wide(torch.cat([plain, pieces], dim=-1)) + self.scenario_bias(scenario)[:, None]
+        result: Tensor = deep + wide[:, :, None]
+        return result
 
     def logits(
         self,
@@ -73,29 +133,12 @@ class Ranker(nn.Module):
         cand_vec: Tensor,
         cand_dense: Tensor,
     ) -> Tensor:
-        """Uncalibrated logits [R, K, tasks]; a task with a parent has that of its conditional probability.
+        """Uncalibrated logits [R, K, tasks], the members' mean; a task with a parent has its conditional's.
 
         Args:
             memory: [R, T, ...], `self.reader.memory` of the states.
         """
-        dense = ((cand_dense - self.dense_mean) * self.dense_scale).clamp(-6, 6)
-        item = self.item_norm(cand_vec)
-        request = request_state[:, None]
-        token = self.token_norm(self.item(item) + self.dense(dense) + self.request(request))
-        read, traces = self.reader(token, memory, mask)
-        candidate = self.candidate_norm(read)
-        plain = torch.cat([dense, traces], dim=-1)
-        scenario_vec = self.scenarios(scenario)
-        features = torch.cat([candidate, item * self.match(request), plain], dim=-1)
-        expert = nn.functional.gelu(self.expert(features) + self.expert_request(request))
-        expert = expert.reshape(*expert.shape[:2], self.experts, -1)
-        gate = self.gate(torch.cat([scenario_vec, request_state], dim=-1))
-        gate = gate.reshape(gate.shape[0], -1, self.experts)
-        mixed = torch.softmax(gate, dim=-1)[:, None] @ expert  # [R, K, tasks, width]
-        hidden = torch.einsum("rktw,twh->rkth", mixed, self.tower) + self.tower_bias
-        deep = (nn.functional.gelu(hidden) * self.head).sum(-1)
-        result: Tensor = deep + self.wide(plain)
-        return result
+        return self.member_logits(memory, mask, request_state, scenario, cand_vec, cand_dense).mean(dim=2)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Sigmoids [..., tasks], a task with a parent multiplied by the parent's."""

@@ -23,8 +23,18 @@ from scipy import stats
 from omnifeed.config import Config
 from omnifeed.datasets.served import served_events
 from omnifeed.engine import DuckDBEngine, Engine, EventSource
+from omnifeed.export.affinity import affinity, item_keys
 from omnifeed.export.catalogue_state import Catalogue
-from omnifeed.export.encode import CANDIDATE_DIMS, EncodeSpec, candidate_dense, dense, text_vector
+from omnifeed.export.encode import (
+    CANDIDATE_DIMS,
+    EncodeSpec,
+    UserRow,
+    candidate_dense,
+    dense,
+    encode_items,
+    encode_request,
+    unknown_item,
+)
 from omnifeed.features.aggregates import AS_OF, daily_table, item_features_asof, midnight
 from omnifeed.features.history import known_events, pack
 from omnifeed.features.spec import ITEM_DENSE, USER_DENSE
@@ -184,40 +194,48 @@ def _items(
     engine: Engine,
     differences: dict[str, list[float]],
 ) -> None:
-    """Item aggregates as of the catalogue's midnight, and what is computed from item, query and time."""
+    """Item aggregates as of the catalogue's midnight, and what is computed from item, query, history and time."""
     place = {item: row for row, item in enumerate(catalogue.texts["item_id"])}
     by_day: dict[int, list[Mapping[str, Any]]] = {}
     for line in lines:
         if line["scenario"] in config.data.scenarios and len(line["candidate_dense"][0]) == CANDIDATE_DIMS:
             by_day.setdefault(midnight(line["catalogue_ts"]), []).append(line)
     for day, mine in sorted(by_day.items()):
-        table = item_features_asof(sources, day, config, engine)
+        named = {item for line in mine for item in (*line["item_id"], *line["history_item"]) if item in place}
+        if not named:
+            continue
+        local = {item: row for row, item in enumerate(sorted(named), start=1)}
+        numbers = [place[item] for item in local]
+        items = encode_items(catalogue.columns(numbers), spec)
+        unknown = unknown_item(spec)
+        items = {name: np.concatenate([unknown[name], items[name]]) for name in items}
+        table = item_features_asof(sources, day, config, engine, item_ids=list(local))
         offline = dense({f.name: table[f.name].to_numpy() for f in ITEM_DENSE}, ITEM_DENSE, table.num_rows)
         keys = zip(table["item_id"].to_pylist(), table["scenario"].to_pylist(), strict=True)
         rows = {key: row for row, key in enumerate(keys)}
-        nothing = dense({}, ITEM_DENSE, 1)[0]
         for line in mine:
             there = [n for n, item in enumerate(line["item_id"]) if item in place]
             if not there:
                 continue
-            items = [place[line["item_id"][n]] for n in there]
-            known = [rows.get((line["item_id"][n], line["scenario"])) for n in there]
+            candidates = np.array([local[line["item_id"][n]] for n in there])
+            at = np.array(numbers)[candidates - 1]
+            user = UserRow({}, *(line[name] for name in HISTORY))
+            request = encode_request(line["user_id"], line["scenario"], line["query"], line["ts"], user, local, spec)
+            now = np.array([line["ts"]])
             again = candidate_dense(
-                np.stack([nothing if row is None else offline[row] for row in known]),
-                catalogue.created_ts[items],
-                catalogue.on_air(line["ts"])[items],
-                np.stack([_text(catalogue.texts["title"][item], spec) for item in items]),
-                _text(line["query"], spec),
+                offline[[rows[line["item_id"][n], line["scenario"]] for n in there]],
+                catalogue.created_ts[at],
+                catalogue.on_air(line["ts"])[at],
+                items["text"][candidates],
+                request["query"][0],
                 line["ts"],
+                items["item_dense"][candidates],
+                affinity(item_keys(items), request, candidates[None], request["scenario"], now)[0],
             )
             served = np.array([line["candidate_dense"][n] for n in there])
             found = _beyond(served, again, config.monitoring.skew_tolerance).max(axis=0)
             for name, value in zip(CANDIDATE_NAMES, found.tolist(), strict=True):
                 differences.setdefault(name, []).append(value)
-
-
-def _text(text: str | None, spec: EncodeSpec) -> Floats:
-    return text_vector(text, spec.text_dims, spec.salt)
 
 
 def freshness(lines: Iterable[Mapping[str, Any]]) -> dict[str, float]:

@@ -80,6 +80,7 @@ def rules(table: str, config: Config, now: int) -> list[Rule]:
             _in_set(f"kind is one of {', '.join(KINDS)}", "kind", KINDS),
             _in_set(f"policy is one of {', '.join(POLICIES)}", "policy", POLICIES),
             _between("price is zero or more", "price", min_value=0, max_value=LARGEST),
+            _between("duration_s is zero or more", "duration_s", min_value=0, max_value=LARGEST),
             _between("stock is zero or more", "stock", min_value=0),
             _between("created_ts is between 1970 and now", "created_ts", min_value=0, max_value=now, strict_max=True),
             _between("live_until is not before live_from", "live_us", "live_until", min_value=0),
@@ -117,7 +118,8 @@ def frame(table: str, rows: pa.Table, accepted: Mapping[str, pa.Table]) -> pa.Ta
         columns["signup_ts"] = rows["signup_ts"]
     elif table == "items":
         live_us = pc.subtract(rows["live_until"].cast(pa.int64()), rows["live_from"].cast(pa.int64()))
-        columns |= {"price": _numbers(rows["price"]), "stock": rows["stock"], "live_us": live_us}
+        columns |= {name: _numbers(rows[name]) for name in ("price", "duration_s")}
+        columns |= {"stock": rows["stock"], "live_us": live_us}
     else:
         elsewhere = pc.and_(pc.equal(rows["arm"], HISTORY), pc.equal(rows["scenario"], HISTORY))
         outcome = reduce(pc.or_, (pc.fill_null(rows[name], False) for name in OUTCOMES))

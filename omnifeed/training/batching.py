@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from omnifeed.export.encode import Floats, Ints
 from omnifeed.training.dataset import Int32s, TrainingData
+from omnifeed.training.windows import windows
 
 Bools = npt.NDArray[np.bool_]
 
@@ -131,35 +132,12 @@ def batches(packed: Sequences, tokens: int, seed: tuple[int, ...] | None) -> lis
     return result
 
 
-def windows(data: TrainingData, user: npt.NDArray[Any], start: Ints, stop: Ints) -> dict[str, npt.NDArray[Any]]:
-    """Right-padded windows of histories, as `encode_request` lays them out.
-
-    Returns:
-        hist_row, hist_action, hist_scenario, hist_gap int64 [B, L], hist_mask bool [B, L]; L is at least 1.
-    """
-    histories = data.histories
-    size = stop - start
-    position = np.arange(max(int(size.max(initial=0)), 1))
-    mask = position < size[:, None]
-    index = np.where(mask, (histories.offsets[user] + start)[:, None] + position, 0)
-    result: dict[str, npt.NDArray[Any]] = {"hist_mask": mask}
-    for name, values in (
-        ("hist_row", histories.item),
-        ("hist_action", histories.action),
-        ("hist_scenario", histories.scenario),
-        ("hist_gap", histories.gap),
-    ):
-        result[name] = np.where(mask, values[index] if len(values) else 0, 0).astype(np.int64)
-    result["hist_gap"][:, 0] = 0
-    return result
-
-
 def request_inputs(data: TrainingData, rows: Ints) -> dict[str, npt.NDArray[Any]]:
     """What `encode_request` gives for each of these requests, stacked and right-padded."""
     requests = data.requests
     user, prefix = requests.user[rows], requests.prefix[rows]
     return {
-        **windows(data, user, np.maximum(prefix - data.spec.history_length, 0), prefix),
+        **windows(data.histories, user, np.maximum(prefix - data.spec.history_length, 0), prefix),
         "user_bucket": data.user_bucket[user],
         "profile": data.profile[user],
         "user_dense": requests.user_dense[rows],
@@ -205,7 +183,7 @@ def build(data: TrainingData, packed: Sequences, rows: Ints, negatives: int, see
     within = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
     request = packed.requests[packed.first[rows][row] + within]
     start = packed.start[rows]
-    hist = windows(data, packed.user[rows], start, packed.stop[rows])
+    hist = windows(data.histories, packed.user[rows], start, packed.stop[rows])
     last = requests.prefix[request] - start[row]
     state = np.arange(hist["hist_row"].shape[1] + 1)
     mask = (state == 0) | ((state > (last - limit)[:, None]) & (state <= last[:, None]))

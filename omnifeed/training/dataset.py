@@ -7,7 +7,7 @@ before the request), dense features, query match.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from omnifeed.export.encode import (
 from omnifeed.features.spec import ITEM_DENSE, USER_DENSE, Feature
 from omnifeed.features.training_set import SPLITS, TrainingSet
 from omnifeed.tables import read_parquet
+from omnifeed.training.windows import affinities
 
 Bools = npt.NDArray[np.bool_]
 Int32s = npt.NDArray[np.int32]
@@ -180,14 +181,21 @@ def load_training_set(
         profile=profile,
         histories=histories,
         requests=requests,
-        impressions=_impressions(rows, tasks, items, requests, queries),
+        impressions=_impressions(
+            rows,
+            tasks,
+            items,
+            requests,
+            queries,
+            lambda item: affinities(items, histories, requests, item, spec.history_length),
+        ),
         queries=queries,
     )
 
 
 def encode_catalogue(table: pa.Table, spec: EncodeSpec) -> Items:
     """Encode a canonical items table, the unknown item before it."""
-    names = ("item_id", "author_id", "kind", "category", "title", "price")
+    names = ("item_id", "author_id", "kind", "category", "title", "price", "duration_s")
     known = encode_items({name: table[name].to_pylist() for name in names}, spec)
     unknown = unknown_item(spec)
     livestream = np.append(False, _flat(pc.fill_null(pc.equal(table["kind"], "livestream"), False)))
@@ -213,13 +221,14 @@ def dense_columns(table: pa.Table, features: Sequence[Feature]) -> Floats:
 
 
 def candidate_columns(
-    item_features: Floats, items: Items, rows: Int32s, ts: Ints, queries: Floats, query: Int32s
+    item_features: Floats, items: Items, rows: Int32s, ts: Ints, queries: Floats, query: Int32s, affinity: Floats
 ) -> Floats:
     """`encode.candidate_dense` for N impressions at once, each with its own time and query.
 
     Args:
         item_features: float32 [N, len(ITEM_DENSE)].
         rows: row of each item. ts: UTC microseconds [N]. query: row in `queries` of each, 0 for none.
+        affinity: float32 [N, len(AFFINITY_FEATURES)].
 
     Returns:
         float32 [N, CANDIDATE_DIMS].
@@ -232,7 +241,7 @@ def candidate_columns(
         match[part] = (text[rows[part]].astype(np.float64) * queries[query[part]].astype(np.float64)).sum(1)
     age = np.log1p(np.maximum(ts - items.created[rows], 0) / DAY_US)
     extra = np.stack([age, items.on_air(rows, ts).astype(np.float64), match], 1).astype(np.float32)
-    return np.concatenate([item_features, extra], axis=1)
+    return np.concatenate([item_features, extra, items.inputs["item_dense"][rows], affinity], axis=1)
 
 
 def micros(column: pa.ChunkedArray, null: int) -> Ints:
@@ -327,7 +336,12 @@ def _requests(
 
 
 def _impressions(
-    rows: pa.Table, tasks: Sequence[str], items: Items, requests: Requests, queries: Floats
+    rows: pa.Table,
+    tasks: Sequence[str],
+    items: Items,
+    requests: Requests,
+    queries: Floats,
+    affinity: Callable[[Int32s], Floats],
 ) -> Impressions:
     count = rows.num_rows
     item = items.rows(rows["item_id"])
@@ -344,7 +358,13 @@ def _impressions(
     return Impressions(
         item=item,
         dense=candidate_columns(
-            dense_columns(rows, ITEM_DENSE), items, item, requests.ts[of_request], queries, requests.query[of_request]
+            dense_columns(rows, ITEM_DENSE),
+            items,
+            item,
+            requests.ts[of_request],
+            queries,
+            requests.query[of_request],
+            affinity(item),
         ),
         labels=labels,
         engagement=engagement,

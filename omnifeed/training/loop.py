@@ -26,6 +26,7 @@ from omnifeed.export.release import file_digest
 from omnifeed.home import write_json
 from omnifeed.model.embedding import restore
 from omnifeed.model.network import Network, save_network
+from omnifeed.model.ranker import PIECES
 from omnifeed.training.batching import batches, build, sequences
 from omnifeed.training.calibration import calibrate
 from omnifeed.training.checkpoint import Progressed, load_checkpoint, save_checkpoint
@@ -40,6 +41,7 @@ Progress = Callable[[str, int, int], None]
 
 LOGGED_STEPS = 200  # of a run, at most, in losses.json
 MAX_GRADIENT = 1.0  # norm
+QUANTILE_ROWS = 200_000  # of the training rows, about, evenly spaced, that the pieces of dense features are made from
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +285,7 @@ def learnable(data: TrainingData) -> TrainingData:
 
 
 def standardise(network: Network, data: TrainingData) -> None:
-    """Set the network's means and scales of dense inputs from the training rows; constant inputs are muted."""
+    """Set the network's means, scales and pieces of dense inputs from the training rows; constant inputs are muted."""
     rows = data.requests.of("train")
     of_request = np.repeat(np.arange(len(data.requests)), np.diff(data.requests.first))
     shown = data.impressions.dense[data.requests.split[of_request] == 0]
@@ -294,6 +296,8 @@ def standardise(network: Network, data: TrainingData) -> None:
         deviation = values.std(0, dtype=np.float64)
         mean.copy_(torch.from_numpy(values.mean(0, dtype=np.float64)))
         scale.copy_(torch.from_numpy(np.where(deviation > 1e-6, 1 / np.maximum(deviation, 1e-6), 0)))
+    sample = shown[:: max(1, len(shown) // QUANTILE_ROWS)]
+    network.ranker.set_pieces(np.quantile(sample, np.linspace(0, 1, PIECES + 1), axis=0).astype(np.float64))
 
 
 def pick_device(name: str) -> torch.device:

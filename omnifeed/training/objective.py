@@ -21,6 +21,7 @@ class Forward:
 
     user_vec: Tensor  # [R, d]
     logits: Tensor  # [R, K, tasks], uncalibrated
+    member_logits: Tensor  # [R, K, members, tasks], whose mean `logits` is
     item_key: Tensor  # [M, d]
 
 
@@ -103,7 +104,7 @@ def forward(network: Network, table: ItemTable, batch: Batch, trunk_gradient: fl
         tensor(batch.hour),
         tensor(batch.query),
     )
-    logits = ranker.logits(
+    member_logits = ranker.member_logits(
         ranker.reader.memory(scale_gradient(states, trunk_gradient)).index_select(0, row),
         mask,
         scale_gradient(request_state, trunk_gradient),
@@ -111,7 +112,7 @@ def forward(network: Network, table: ItemTable, batch: Batch, trunk_gradient: fl
         gather(item_vec, batch.cand_item),
         tensor(batch.cand_dense),
     )
-    return Forward(user_vec, logits, item_key)
+    return Forward(user_vec, member_logits.mean(dim=2), member_logits, item_key)
 
 
 def joint_loss(
@@ -136,7 +137,8 @@ def joint_loss(
         tensor(batch.negative_mask),
         network.config.temperature,
     )
-    tasks = task_losses(output.logits, tensor(batch.labels), network.ranker.parents)
+    labels = tensor(batch.labels)[:, :, None].expand(output.member_logits.shape)
+    tasks = task_losses(output.member_logits, labels, network.ranker.parents)
     if share is not None:
         share = share.to(device)
         retrieval, tasks = retrieval * share[0], tasks * share[1:]

@@ -25,6 +25,7 @@ SCENARIO_ROWS = (
     "user_encoder.scenarios.weight",
     "user_encoder.trend_weight",
     "ranker.scenarios.weight",
+    "ranker.scenario_bias.weight",
     "ranker.calibration_scale",
     "ranker.calibration_bias",
 )

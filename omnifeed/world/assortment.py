@@ -147,6 +147,7 @@ class Assortment:
                 "description": descriptions,
                 "price": pa.array(price, mask=np.isnan(price)),
                 "currency": pa.array(np.full(count, "USD"), mask=np.isnan(price)),
+                "duration_s": pa.nulls(count, pa.float64()),
                 "created_ts": items.created[:count],
                 "live_from": pa.array(items.live_from[:count], mask=~live),
                 "live_until": pa.array(items.live_until[:count], mask=~live),

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from omnifeed.config import ServingConfig
 from omnifeed.errors import InputError, UnavailableError
+from omnifeed.export.affinity import affinity
 from omnifeed.export.catalogue_state import Bools
 from omnifeed.export.delta import POLICIES
 from omnifeed.export.encode import (
@@ -223,9 +224,10 @@ class _Call:
     def _network(self, loaded: Loaded, strict: bool) -> Candidates:
         index, parts = loaded.index, loaded.parts
         assert parts is not None
-        inputs: dict[str, npt.NDArray[Any]] = self._encoded(index)
-        query = inputs["query"][0] if self.query else None
-        inputs["hist_vec"] = index.vec[inputs.pop("hist_row")]
+        encoded: dict[str, npt.NDArray[Any]] = self._encoded(index)
+        query = encoded["query"][0] if self.query else None
+        inputs = {name: value for name, value in encoded.items() if name not in ("hist_row", "hist_ts")}
+        inputs["hist_vec"] = index.vec[encoded["hist_row"]]
         try:
             with self.stage(Stage.USER_ENCODER):
                 user = parts.user_encoder(inputs)
@@ -243,7 +245,7 @@ class _Call:
         if not len(found.rows):
             return found
         asked.rows = found.rows
-        asked.candidate_dense = self._candidate_dense(index, found, inputs["query"][0])
+        asked.candidate_dense = self._candidate_dense(index, found, encoded)
         try:
             given = {
                 "states": user["states"],
@@ -346,15 +348,18 @@ class _Call:
             self.degraded.append(Reason.UNKNOWN_CANDIDATES)
         return rows
 
-    def _candidate_dense(self, index: Index, found: Candidates, query: Floats) -> Floats:
+    def _candidate_dense(self, index: Index, found: Candidates, encoded: dict[str, npt.NDArray[Any]]) -> Floats:
         catalogue, items = index.catalogue, found.rows - 1
+        before = affinity(index.keys, encoded, found.rows[None], encoded["scenario"], np.array([self.now], np.int64))
         return candidate_dense(
             catalogue.features_of(self.request.scenario)[items],
             catalogue.created_ts[items],
             catalogue.on_air(self.now, items),
             index.text[found.rows],
-            query,
+            encoded["query"][0],
             self.now,
+            index.plain[found.rows],
+            before[0],
         )
 
     def _fill(self, index: Index, candidates: Candidates) -> None:

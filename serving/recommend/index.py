@@ -11,8 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from omnifeed.errors import UnavailableError
+from omnifeed.export.affinity import item_keys
 from omnifeed.export.catalogue_state import Bools, Catalogue
 from omnifeed.export.encode import EncodeSpec, Floats, Ints, encode_items, unknown_item
 from omnifeed.export.rows import Stack
@@ -54,7 +56,7 @@ class Index:
 
     spec: EncodeSpec
     catalogue: Catalogue
-    stacks: Mapping[str, Stack]  # text, and with a network item_vec and item_key
+    stacks: Mapping[str, Stack]  # text, item_dense, keys, and with a network item_vec and item_key
     near: Near | None = None  # of a large one
     eligibility: Eligibility = field(default_factory=Eligibility, repr=False, compare=False)
 
@@ -72,6 +74,16 @@ class Index:
     def text(self) -> Floats:
         """[N + 1, text_dims]."""
         return self.stacks["text"].rows
+
+    @property
+    def plain(self) -> Floats:
+        """[N + 1, ITEM_DIMS], `item_dense` of the item encoder's inputs."""
+        return self.stacks["item_dense"].rows
+
+    @property
+    def keys(self) -> Ints:
+        """[N + 1, 2], `item_keys`: what a history is matched by."""
+        return self.stacks["keys"].rows
 
     @property
     def vec(self) -> Floats:
@@ -126,7 +138,7 @@ def build_index(spec: EncodeSpec, catalogue: Catalogue, parts: Parts | None, pre
         return Index(spec, catalogue, {name: Stack(rows) for name, rows in encoded.items()})
     stacks = {}
     for name, stack in previous.stacks.items():
-        merged = np.empty((len(origin), stack.rows.shape[1]), np.float32)
+        merged = np.empty((len(origin), stack.rows.shape[1]), stack.rows.dtype)
         merged[same] = stack.rows[origin[same]]
         if len(fresh):
             merged[fresh] = encoded[name]
@@ -134,16 +146,17 @@ def build_index(spec: EncodeSpec, catalogue: Catalogue, parts: Parts | None, pre
     return Index(spec, catalogue, stacks)
 
 
-def _encoded(spec: EncodeSpec, catalogue: Catalogue, parts: Parts | None, rows: Ints) -> dict[str, Floats]:
-    """text and the item encoder's vectors of these rows (from 1; 0 is the unknown item), in their order."""
-    pieces: dict[str, list[Floats]] = {}
+def _encoded(spec: EncodeSpec, catalogue: Catalogue, parts: Parts | None, rows: Ints) -> dict[str, npt.NDArray[Any]]:
+    """Every stack's part for these rows (from 1; 0 is the unknown item), in their order."""
+    pieces: dict[str, list[npt.NDArray[Any]]] = {}
     for start in range(0, len(rows), CHUNK):
         inputs = _inputs(spec, catalogue, rows[start : start + CHUNK].tolist())
         vectors = {} if parts is None else parts.item_encoder(inputs)
         for name in vectors:
             if not np.isfinite(vectors[name]).all():
                 raise UnavailableError("The item encoder gave vectors that are not finite.", "Roll back.")
-        for name, matrix in {"text": inputs["text"], **vectors}.items():
+        known = {"text": inputs["text"], "item_dense": inputs["item_dense"], "keys": item_keys(inputs)}
+        for name, matrix in {**known, **vectors}.items():
             pieces.setdefault(name, []).append(matrix)
     return {name: np.concatenate(matrices) for name, matrices in pieces.items()}
 

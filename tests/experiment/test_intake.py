@@ -231,3 +231,12 @@ def test_the_kept_ids_are_those_of_this_duckdb(tmp_path: Path, logs: Logs, monke
     monkeypatch.setattr(duckdb, "__version__", "another")
     assert alike(decide(folder, TEST, CONFIG, HORIZON), first)
     assert found
+
+
+def test_days_too_large_for_memory_are_reduced_in_slices_to_the_same_numbers(
+    tmp_path: Path, logs: Logs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fresh(logs, tmp_path / "whole")
+    monkeypatch.setattr(days, "AT_ONCE", 700)  # lines: each day is more
+    assert alike(whole, fresh(logs, tmp_path / "sliced"))
+    assert not list((tmp_path / "sliced").rglob("slice=*"))

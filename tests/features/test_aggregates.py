@@ -23,9 +23,11 @@ from omnifeed.tables import TS
 VIEWS: dict[Source, tuple[list[str], int]] = {
     "user_daily": (["user_id"], 28),
     "item_daily": (["item_id"], 7),
+    "item_monthly": (["item_id"], 28),
     "item_scenario_daily": (["item_id", "scenario"], 7),
+    "scenario_daily": (["scenario"], 7),
 }
-LABELS = ("click", "long_view", "order", "hide")
+LABELS = ("click", "long_view", "like", "order", "hide")
 
 
 def recompute(events: pa.Table, source: Source, day: int) -> pd.DataFrame:
@@ -34,16 +36,19 @@ def recompute(events: pa.Table, source: Source, day: int) -> pd.DataFrame:
     frame = events.to_pandas()
     frame["ts"] = events["ts"].cast(pa.int64()).to_numpy()
     frame["observed_ts"] = events["observed_ts"].cast(pa.int64()).to_numpy()
-    frame = frame[(frame["viewed"] != False) & (frame["arm"] != "history")]  # noqa: E712 - null is seen
+    frame = frame[frame["viewed"] != False]  # noqa: E712 - null is seen
+    if source != "item_monthly":
+        frame = frame[frame["arm"] != "history"]
     known = frame[frame["observed_ts"] < day]
     recent = known[known["ts"] >= day - window * DAY_US]
-    overall = {label: recent[label].dropna().astype(float).mean() for label in LABELS}
     rows = []
     for entity in sorted(set(known[keys].itertuples(index=False, name=None))):
         mine = recent[(recent[keys] == list(entity)).all(axis=1)]
         age = (day - mine["ts"] - 1) // DAY_US
         yes = {label: mine[label].map(lambda value: value is True).astype(float) for label in LABELS}
-        prefix = source.removesuffix("_daily")
+        prefix = source.rpartition("_")[0]
+        pool = recent[recent["scenario"] == entity[1]] if source == "item_scenario_daily" else recent
+        overall = {label: pool[label].dropna().astype(float).mean() for label in LABELS}
         score = yes["click"] + 5 * yes["long_view"] + 20 * yes["order"]
         row = {
             f"{prefix}_views_1d": (age == 0).sum(),
@@ -130,6 +135,32 @@ def test_synthetic_history_and_unseen_rows_are_left_out() -> None:
         [{"ts": START, "arm": "history"}, {"ts": START, "viewed": False}, {"ts": START + MINUTE_US, "viewed": None}]
     )
     assert user_features_asof([events], START + DAY_US)["user_views_28d"].to_pylist() == [1.0]
+
+
+def test_the_month_of_an_item_counts_synthetic_history() -> None:
+    events = events_table(
+        [
+            {"ts": START, "arm": "history", "click": None, "long_view": True},
+            {"ts": START + MINUTE_US, "click": True},
+        ]
+    )
+    row = item_features_asof([events], START + DAY_US, Config()).to_pylist()[0]
+    assert (row["item_views_7d"], row["item_views_28d"]) == (1.0, 2.0)
+    assert row["item_click_rate_28d"] == pytest.approx(1.0)  # one click of one that is known
+    assert row["item_long_view_rate_28d"] == pytest.approx(0.5)
+
+
+def test_an_item_of_which_nothing_is_known_reads_the_rates_of_its_scenario() -> None:
+    rows = [{"ts": START + n, "scenario": "search", "click": n == 0} for n in range(4)]
+    rows += [{"ts": START + n, "scenario": "livestream", "click": True} for n in range(4)]
+    table = item_features_asof([events_table(rows)], START + DAY_US, Config(), item_ids=["new"])
+    rates = {row["scenario"]: row for row in table.to_pylist()}
+    of_search = (1 + 20 * 5 / 8) / 24  # drawn to the rate over all scenarios
+    for name in ("item_click_rate_7d", "item_click_rate_28d", "item_scenario_click_rate_7d"):
+        assert rates["search"][name] == pytest.approx(of_search)
+        assert rates["livestream"][name] > rates["search"][name]
+        assert rates["short_video"][name] == 0.0  # of a scenario without events nothing is known either
+    assert rates["search"]["item_scenario_views_7d"] == 0.0
 
 
 def test_the_catalogue_has_every_scenario_of_the_configuration() -> None:

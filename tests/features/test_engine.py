@@ -13,7 +13,7 @@ from omnifeed.config import Config
 from omnifeed.engine import DuckDBEngine, SparkEngine
 from omnifeed.errors import InputError
 from omnifeed.export.encode import DAY_US
-from omnifeed.features.aggregates import daily_table
+from omnifeed.features.aggregates import ITEM_VIEWS, daily_table
 from omnifeed.features.history import histories_asof
 from omnifeed.tables import write_tables
 
@@ -51,7 +51,7 @@ def test_spark_computes_what_duckdb_computes(tmp_path: Path) -> None:
     write_tables(tables, tmp_path / "accepted")
     duck, spark = DuckDBEngine(), SparkEngine()
     midnights = [START + DAY_US * day for day in range(1, 6)]
-    for source in ("user_daily", "item_daily", "item_scenario_daily"):
+    for source in ("user_daily", *ITEM_VIEWS):
         left, right = (
             daily_table(engine, engine.events([tmp_path / "accepted"]), source, midnights) for engine in (duck, spark)
         )

@@ -97,6 +97,14 @@ class _InMemory(DuckDBEngine):
         return super().events([self._table])
 
 
+ITEM_KEYS: dict[spec.Source, list[str]] = {
+    "item_daily": ["item_id"],
+    "item_monthly": ["item_id"],
+    "item_scenario_daily": ["item_id", "scenario"],
+    "scenario_daily": ["scenario"],
+}
+
+
 def test_features_are_those_of_the_midnight_before_the_request(market: Market) -> None:
     rows = pq.read_table(market.out / "rows.parquet")
     first = _request_ts(market)
@@ -106,14 +114,14 @@ def test_features_are_those_of_the_midnight_before_the_request(market: Market) -
     checked = 0
     for source, keys, features in (
         ("user_daily", ["user_id"], USER_DENSE),
-        ("item_daily", ["item_id"], spec.of("item_daily")),
-        ("item_scenario_daily", ["item_id", "scenario"], spec.of("item_scenario_daily")),
+        *((source, keys, spec.of(source)) for source, keys in ITEM_KEYS.items()),
     ):
         table = daily_table(engine, events, source, sorted({int(day) for day in days}))
         known = {(*(row[key] for key in keys), int(row[AS_OF].timestamp() * 1e6)): row for row in table.to_pylist()}
         for day, row in zip(days, rows.to_pylist(), strict=True):
             expected = known.get((*(row[key] for key in keys), int(day)))
-            assert [row[f.name] for f in features] == [expected[f.name] if expected else f.default for f in features]
+            default = {f.name: row[f.fallback] if f.fallback else f.default for f in features}
+            assert [row[f.name] for f in features] == [(expected or default)[f.name] for f in features]
             checked += expected is not None
     assert checked > rows.num_rows
 

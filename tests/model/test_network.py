@@ -22,10 +22,11 @@ from omnifeed.export.encode import (
 from omnifeed.model.losses import sampled_softmax, task_losses
 from omnifeed.model.network import Network, load_network, save_network
 from omnifeed.model.parts import INPUTS, OUTPUTS, Arrays, TorchParts
+from omnifeed.model.ranker import PIECES
 
 CONFIG = Config(
     features=FeatureConfig(id_buckets=64, author_buckets=16, category_buckets=16, user_buckets=64, text_dims=16),
-    model=ModelConfig(width=16, heads=2),
+    model=ModelConfig(width=16, heads=2, members=2),
 )
 SPEC: EncodeSpec = EncodeSpec.from_config(CONFIG)
 ITEMS = {
@@ -141,6 +142,28 @@ def test_vectors_have_the_promised_length_and_orders_never_exceed_clicks(parts: 
     assert (p[..., tasks.index("order")] <= p[..., tasks.index("click")]).all()
 
 
+def test_members_read_the_same_inputs_differently_and_their_mean_is_the_answer(
+    network: Network, parts: TorchParts
+) -> None:
+    inputs = {name: torch.from_numpy(value) for name, value in candidates(parts, users(parts)).items()}
+    memory = network.ranker.reader.memory(inputs["states"])
+    rest = [inputs[name] for name in ("states_mask", "request_state", "scenario", "cand_vec", "cand_dense")]
+    with torch.inference_mode():
+        members = network.ranker.member_logits(memory, *rest)
+        mean = network.ranker.logits(memory, *rest)
+    assert members.shape == (3, 5, 2, len(CONFIG.model.tasks))
+    assert (members[:, :, 0] - members[:, :, 1]).abs().max() > 1e-3
+    torch.testing.assert_close(mean, members.mean(dim=2))
+
+
+def test_a_threshold_in_a_dense_feature_is_linear_in_its_pieces() -> None:
+    ranker = Network(CONFIG.model, SPEC, CONFIG.model.tasks).ranker
+    ranker.set_pieces(np.repeat(np.array([0, 0, 0, 1, 2, 4, 8, 16, 32], np.float64)[:, None], CANDIDATE_DIMS, 1))
+    pieces = ranker.encode_pieces(torch.tensor([-1.0, 0.0, 3.0, 40.0])[:, None, None].expand(4, 1, CANDIDATE_DIMS))
+    first = pieces.reshape(4, CANDIDATE_DIMS, PIECES)[:, 0].tolist()
+    assert first == [[0] * 8, [0] * 8, [0, 0, 1, 1, 0.5, 0, 0, 0], [0, 0, 1, 1, 1, 1, 1, 1]]  # an empty piece is mute
+
+
 def test_a_user_nobody_knows_with_no_history_gets_an_answer(parts: TorchParts) -> None:
     """Unknown user, scenario and item, empty history, no query: what a server sends on its worst day."""
     request = encode_request("", "nowhere", None, 1_772_409_600_000_000, UserRow({}), {}, SPEC)
@@ -166,7 +189,7 @@ def test_an_item_whose_title_is_the_query_is_near_before_any_training(parts: Tor
     keys = parts.item_encoder(encode_items(items, SPEC))["item_key"]
     request = encode_request("u", "search", "tea", 1_772_409_600_000_000, UserRow({}), {}, SPEC)
     request["hist_vec"] = np.zeros((1, 1, 16), np.float32)
-    del request["hist_row"]
+    del request["hist_row"], request["hist_ts"]
     scores = (parts.user_encoder(request)["user_vec"] @ keys.T)[0]
     assert scores[6:].min() > scores[:6].max()
 

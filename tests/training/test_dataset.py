@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from omnifeed.errors import InputError
+from omnifeed.export.affinity import affinity, item_keys
 from omnifeed.export.encode import (
     ITEM_DENSE,
     PROFILE,
@@ -56,6 +57,10 @@ def serving_view(folder: Path, data: TrainingData, request: int) -> tuple[dict, 
     created = dict(zip(items, stamp, strict=True))
     text = encode_items({"item_id": list(items), "title": [i["title"] for i in items.values()]}, data.spec)["text"]
     of_item = dict(zip(items, text, strict=True))
+    names = ("item_id", "author_id", "category", "price", "duration_s")
+    encoded = encode_items({name: [item[name] for item in items.values()] for name in names}, data.spec)
+    keys = np.concatenate([np.zeros((1, 2), np.int64), item_keys(encoded)])
+    candidate_rows = np.array([[item_rows[item["item_id"]] for item in shown]])
     live = [item["kind"] == "livestream" and created[item["item_id"]] <= now for item in shown]
     dense_of = candidate_dense(
         features,
@@ -64,6 +69,8 @@ def serving_view(folder: Path, data: TrainingData, request: int) -> tuple[dict, 
         np.stack([of_item[item["item_id"]] for item in shown]),
         inputs["query"][0],
         now,
+        encoded["item_dense"][candidate_rows[0] - 1],
+        affinity(keys, inputs, candidate_rows, inputs["scenario"], np.array([now]))[0],
     )
     return inputs, {"cand_dense": dense_of, "item": np.array([item_rows[item["item_id"]] for item in shown])}
 
