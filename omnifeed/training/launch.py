@@ -20,6 +20,8 @@ from omnifeed.errors import OmnifeedError
 from omnifeed.training.loop import Progress, TrainResult, train
 
 RESTARTS = 3
+#: Processes that are started again must not meet in the store of those before them: they would find their addresses.
+AGENT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 def run_training(
@@ -33,6 +35,7 @@ def run_training(
     count = config.training.processes
     if count == 1:
         return train(training_set, out_dir, config, progress, former)
+    os.environ |= AGENT
     queue = multiprocessing.get_context("spawn").SimpleQueue()
     reader = threading.Thread(target=_relay, args=(queue, progress), daemon=True)
     reader.start()

@@ -23,6 +23,7 @@ from omnifeed.errors import InputError, OmnifeedError
 from omnifeed.evaluation.metrics import middle
 from omnifeed.export.encode import Ints
 from omnifeed.export.release import file_digest
+from omnifeed.features.training_set import SPLITS
 from omnifeed.home import write_json
 from omnifeed.model.embedding import restore
 from omnifeed.model.network import Network, save_network
@@ -32,6 +33,7 @@ from omnifeed.training.calibration import calibrate
 from omnifeed.training.checkpoint import Progressed, load_checkpoint, save_checkpoint
 from omnifeed.training.dataset import TrainingData, load_training_set
 from omnifeed.training.objective import ItemTable
+from omnifeed.training.packing import moments
 from omnifeed.training.processes import Processes, Step, clip_gradient, joined, parallel
 from omnifeed.training.trend import trend_weights
 from omnifeed.training.validation import Validation, validate
@@ -79,7 +81,8 @@ def train(
     """
     settings = config.training
     with _threads_and_generator(settings.threads):
-        data = learnable(load_training_set(training_set, config.model.tasks, ("train", "valid")))
+        out_dir.mkdir(parents=True, exist_ok=True)
+        data = learnable(load_training_set(training_set, config.model.tasks, ("train", "valid"), scratch=out_dir))
         torch.manual_seed(settings.seed)
         device = pick_device(settings.device)
         network = Network(config.model, data.spec, data.tasks)
@@ -273,30 +276,37 @@ def learnable(data: TrainingData) -> TrainingData:
     rows = data.requests.of("train")
     if not len(rows):
         raise InputError("The training set has no training row.", "Give more days, or fewer valid_days and test_days.")
-    of_request = np.repeat(np.arange(len(data.requests)), np.diff(data.requests.first))
-    labels = data.impressions.labels[data.requests.split[of_request] == 0]
-    keep = [index for index in range(len(data.tasks)) if {0, 1} <= set(np.unique(labels[:, index]).tolist())]
+    labels = data.impressions.labels[train_impressions(data)]
+    keep = [index for index in range(len(data.tasks)) if all((labels[:, index] == value).any() for value in (0, 1))]
     if not keep:
         raise InputError(
             f"No training row has a known positive and a known negative of any of {', '.join(data.tasks)}.",
             "Name outcomes that the source records in model.tasks.",
         )
-    return data.with_tasks(keep)
+    return data.with_tasks(keep) if len(keep) < len(data.tasks) else data
+
+
+def train_impressions(data: TrainingData) -> Ints:
+    """Rows of the impressions of training requests."""
+    return np.flatnonzero(np.repeat(data.requests.split == SPLITS.index("train"), np.diff(data.requests.first)))
 
 
 def standardise(network: Network, data: TrainingData) -> None:
     """Set the network's means, scales and pieces of dense inputs from the training rows; constant inputs are muted."""
-    rows = data.requests.of("train")
-    of_request = np.repeat(np.arange(len(data.requests)), np.diff(data.requests.first))
-    shown = data.impressions.dense[data.requests.split[of_request] == 0]
-    for values, mean, scale in (
-        (data.requests.user_dense[rows], network.user_encoder.user_mean, network.user_encoder.user_scale),
-        (shown, network.ranker.dense_mean, network.ranker.dense_scale),
+    shown = train_impressions(data)
+    for values, rows, mean, scale in (
+        (
+            data.requests.user_dense,
+            data.requests.of("train"),
+            network.user_encoder.user_mean,
+            network.user_encoder.user_scale,
+        ),
+        (data.impressions.dense, shown, network.ranker.dense_mean, network.ranker.dense_scale),
     ):
-        deviation = values.std(0, dtype=np.float64)
-        mean.copy_(torch.from_numpy(values.mean(0, dtype=np.float64)))
+        average, deviation = moments(values, rows)
+        mean.copy_(torch.from_numpy(average))
         scale.copy_(torch.from_numpy(np.where(deviation > 1e-6, 1 / np.maximum(deviation, 1e-6), 0)))
-    sample = shown[:: max(1, len(shown) // QUANTILE_ROWS)]
+    sample = data.impressions.dense[shown[:: max(1, len(shown) // QUANTILE_ROWS)]]
     network.ranker.set_pieces(np.quantile(sample, np.linspace(0, 1, PIECES + 1), axis=0).astype(np.float64))
 
 

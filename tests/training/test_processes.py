@@ -60,7 +60,7 @@ def in_two_processes(training_set: Path, out: Path, killed: int = 0, stop: int =
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [f"--max-restarts={restarts}", "--monitor-interval=0.2"]
     command += [str(script), str(training_set), str(out), str(killed), str(stop)]
-    environment = {**os.environ, "PYTHONPATH": str(tests), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **launch.AGENT, "PYTHONPATH": str(tests), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
