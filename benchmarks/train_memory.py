@@ -208,15 +208,15 @@ def main() -> None:
         print(f"{events:,} events:", ", ".join(f"{name} {value:,.2f}" for name, value in found.items()), flush=True)
     write_result(
         "train_memory",
-        f"Training's host memory beyond the tables, GiB, by number of events; at most {LIMIT_GIB:g} is asked for at 50M",
+        f"Training's host memory beyond the tables, GiB; at most {LIMIT_GIB:g} is asked for at 50M events",
         rows,
         data="generated: 100 events a user, 6 items a request, up to 100,000 items, histories of 100",
         seeds=[0],
         notes=[
-            f"Reading and {STEPS} steps of the default model on a CPU in one process; validation, which adds the logits "
-            "of one day, and the final fit of calibration are not in it.",
-            "anonymous_gib is the peak of what the process holds itself (with shared memory); mapped_gib is the kernel's "
-            "cache of the arrays on disk that the process looks at, which it gives up where memory is short.",
+            f"Reading and {STEPS} steps of the default model on a CPU in one process; validation, which adds the "
+            "logits of one day, and the final fit of calibration are not in it.",
+            "anonymous_gib is the peak of what the process holds itself (with shared memory); mapped_gib is the "
+            "kernel's cache of the arrays on disk that the process looks at, given up where memory is short.",
         ],
     )
 
