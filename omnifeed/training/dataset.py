@@ -181,19 +181,22 @@ def load_training_set(
     user_ids = pc.unique(pa.concat_arrays([known, *(pc.unique(part["user_id"]) for part in parts(path, ["user_id"]))]))
     histories = replace(histories, offsets=np.pad(histories.offsets, (0, len(user_ids) - len(known)), "edge"))
     bucket_of, profile = _users(user_ids, read_parquet(folder / "users.parquet"), spec)
-    requests: list[Requests] = []
-    packed = {name: Column(scratch) for name in ("queries", "item", "dense", "labels", "engagement")}
-    packed["queries"].append(np.zeros((1, spec.text_dims), np.float32))
-    asked, shown = 0, 0
+    ids: list[pa.Array] = []
+    asked = {field.name: Column(scratch) for field in fields(Requests) if field.name != "ids"}
+    shown = {field.name: Column(scratch) for field in fields(Impressions)}
+    texts = Column(scratch)
+    texts.append(np.zeros((1, spec.text_dims), np.float32))
     for rows in request_parts(path, columns, splits):
-        part, queries = _requests(rows, user_ids, histories, observed, spec)
-        impressions = _impressions(rows, tasks, items, part, queries, histories, spec.history_length)
-        for name in ("item", "dense", "labels", "engagement"):
-            packed[name].append(getattr(impressions, name))
-        packed["queries"].append(queries[1:])
-        requests.append(replace(part, query=part.query + asked * (part.query > 0), first=part.first[:-1] + shown))
-        asked, shown = asked + len(queries) - 1, shown + rows.num_rows
-    arrays = {name: column.array() for name, column in packed.items()}
+        requests, queries = _requests(rows, user_ids, histories, observed, spec)
+        impressions = _impressions(rows, tasks, items, requests, queries, histories, spec.history_length)
+        ids.append(requests.ids)
+        query = np.where(requests.query > 0, requests.query + len(texts) - 1, 0).astype(np.int32)
+        requests = replace(requests, query=query, first=requests.first[:-1] + len(shown["item"]))
+        texts.append(queries[1:])
+        for part, packed in ((requests, asked), (impressions, shown)):
+            for name, column in packed.items():
+                column.append(getattr(part, name))
+    asked["first"].append(np.array([len(shown["item"])]))
     return TrainingData(
         spec=spec,
         tasks=tuple(tasks),
@@ -202,20 +205,17 @@ def load_training_set(
         user_bucket=bucket_of,
         profile=profile,
         histories=histories,
-        requests=_joined(requests, shown),
-        queries=arrays.pop("queries"),
-        impressions=Impressions(**arrays),
+        requests=Requests(_distinct(ids), **{name: column.array() for name, column in asked.items()}),
+        impressions=Impressions(**{name: column.array() for name, column in shown.items()}),
+        queries=texts.array(),
     )
 
 
-def _joined(parts: list[Requests], impressions: int) -> Requests:
-    """All requests of all parts, `first` closed by the number of impressions."""
-    ids = pa.concat_arrays([part.ids for part in parts])
+def _distinct(parts: list[pa.Array]) -> pa.Array:
+    ids = pa.concat_arrays(parts)
     if pc.count_distinct(ids).as_py() != len(ids):
         raise InputError("rows.parquet is not grouped by request_id.", "Write the training set again.")
-    names = [field.name for field in fields(Requests) if field.name != "ids"]
-    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
-    return Requests(ids=ids, **{**arrays, "first": np.append(arrays["first"], impressions)})
+    return ids
 
 
 def encode_catalogue(table: pa.Table, spec: EncodeSpec) -> Items:
@@ -291,7 +291,7 @@ def _histories(path: Path, items: Items, spec: EncodeSpec, scratch: Path | None)
     users, lengths = [], []
     scenarios = pa.array(spec.scenarios, pa.string())
     last = np.zeros(0, np.int64)
-    for part in parts(path, ["user_id", *(f"history_{name}" for name in names)]):
+    for part in parts(path, ["user_id", *(f"history_{name}" for name in names)], spec.history_length):
         users.append(_flat(part["user_id"]))
         lists = {name: _flat(part[f"history_{name}"]) for name in names}
         lengths.append(np.asarray(pc.fill_null(pc.list_value_length(lists["item"]), 0), np.int64))

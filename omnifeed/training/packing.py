@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from omnifeed.errors import InputError
 
-PART = 500_000  # rows read at a time
+PART = 200_000  # rows read at a time
 
 Array = npt.NDArray[Any]
 
@@ -32,12 +32,15 @@ class Column:
         self._rows = 0
         self._file: IO[bytes] | None = tempfile.TemporaryFile(dir=scratch) if scratch else None  # noqa: SIM115
 
+    def __len__(self) -> int:
+        return self._rows
+
     def append(self, part: Array) -> None:
         """Add rows; every part has the same type and width, and there is at least one."""
         if self._file is None or not self._parts:
             self._parts.append(part)
         if self._file is not None:
-            np.ascontiguousarray(part).tofile(self._file)
+            np.ascontiguousarray(part, self._parts[0].dtype).tofile(self._file)
         self._rows += len(part)
 
     def array(self) -> Array:
@@ -63,11 +66,11 @@ def parquet(path: Path) -> pq.ParquetFile:
         raise InputError(f"{path} is not a readable parquet file.", "Run the materialize step again.") from error
 
 
-def parts(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """The file's rows, PART at a time, at least one table."""
+def parts(path: Path, columns: Sequence[str], width: int = 1) -> Iterator[pa.Table]:
+    """The file's rows, PART values at a time where a row holds about `width`, at least one table."""
     file = parquet(path)
     yield file.schema_arrow.empty_table().select(list(columns))
-    for batch in file.iter_batches(PART, columns=list(columns)):
+    for batch in file.iter_batches(max(PART // width, 1), columns=list(columns)):
         yield pa.Table.from_batches([batch]).select(list(columns))
 
 

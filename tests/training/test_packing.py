@@ -53,6 +53,7 @@ def test_parts_of_any_size_and_memory_maps_give_the_same_arrays(
     assert_same(whole, mapped)
     assert isinstance(mapped.histories.item, np.memmap)
     assert isinstance(mapped.impressions.dense, np.memmap)
+    assert isinstance(mapped.requests.ts, np.memmap)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]  # no file is left to remove
 
 
