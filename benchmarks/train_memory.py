@@ -115,8 +115,8 @@ def write_history(folder: Path, ts: Any, user: Any, item: Any, click: Any, users
     order = np.argsort(user, kind="stable")
     bounds = np.searchsorted(user[order], np.arange(users + 1))
     writer: pq.ParquetWriter | None = None
-    for begin in range(0, users, PART // 10):
-        end = min(begin + PART // 10, users)
+    for begin in range(0, users, PART // 100):
+        end = min(begin + PART // 100, users)
         request = order[bounds[begin] : bounds[end]].repeat(SLATE)
         slot = np.tile(np.arange(SLATE), len(request) // SLATE)
         offsets = pa.array(((bounds[begin : end + 1] - bounds[begin]) * SLATE).astype(np.int32))
