@@ -275,6 +275,7 @@ def serving(data: Path, count: int) -> None:
     from omnifeed.serving.recommend import retrieve
     from omnifeed.serving.recommend.index import Index
     from omnifeed.serving.recommend.nearest import with_near
+    from omnifeed.serving.recommend.texts import Texts
 
     keys, users = stored(data, count)
     rng = np.random.default_rng(SEED)
@@ -294,8 +295,9 @@ def serving(data: Path, count: int) -> None:
         applied(catalogue, [Delta(1, 2, tuple(changes), block=("somebody",))], 1)
         following.append((time.process_time() - start) * 1e3)
     padded = Stack(np.concatenate([np.zeros((1, WIDTH), np.float32), keys]))
-    stacks = {"text": Stack(np.zeros((count + 1, 1), np.float32)), "item_vec": padded, "item_key": padded}
-    exactly = Index(EncodeSpec.from_config(Config()), catalogue, stacks)
+    texts = Texts(1).extended(np.zeros((count + 1, 1), np.float32))
+    stacks = {"item_vec": padded, "item_key": padded}
+    exactly = Index(EncodeSpec.from_config(Config()), catalogue, texts, stacks)
     start = time.process_time()
     nearly = with_near(exactly, 0)
     built = time.process_time() - start

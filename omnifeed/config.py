@@ -147,7 +147,9 @@ class ServingConfig:
     user_burst: int = 200  # requests of one user at once, by server process; 0: no limit
     user_rate: float = 20.0  # and a second in the long run
     repeats: int = 5  # times that a request may be asked again under the same request_id; 0: no limit
+    queue_limit: int = 128  # requests that may wait for `recommend`; the rest is refused as it comes up; decisions/0006
     threads: int = 1  # onnxruntime threads a model instance
+    shipped_logs: str = ""  # URI of the store that servers ship their logs to; the gate's step fetches them from there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

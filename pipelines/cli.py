@@ -19,9 +19,11 @@ import click
 
 from omnifeed import __version__
 from omnifeed.config import Config
-from omnifeed.errors import InputError, IntegrityError, OmnifeedError
+from omnifeed.errors import InputError, OmnifeedError
 from omnifeed.home import Home
 from omnifeed.pipelines.catalogue import catalogue_group
+from omnifeed.pipelines.ledger import ledger_group
+from omnifeed.pipelines.logs import logs_group
 from omnifeed.pipelines.ui import ui_command
 
 if TYPE_CHECKING:
@@ -73,6 +75,8 @@ def cli() -> None:
 
 
 cli.add_command(catalogue_group)
+cli.add_command(ledger_group)
+cli.add_command(logs_group)
 cli.add_command(ui_command)
 
 
@@ -306,50 +310,6 @@ def rollback(to: str | None, reason: str, as_json: bool) -> None:
 
     entry = Ledger(Home.from_env()).rollback(time.time_ns() // 1_000, to=to, reason=reason)
     emit(dataclasses.asdict(entry), as_json, f"The champion is release {entry.champion} again.")
-
-
-@cli.command()
-@click.option("--verify", is_flag=True, help="Check the chain of hashes and compute every decision again.")
-@click.option("--export", type=click.Path(path_type=Path), help="Write the whole ledger to one parquet file.")
-@json_option
-def ledger(verify: bool, export: Path | None, as_json: bool) -> None:
-    """Show every decision; check them, or hand them to an auditor."""
-    from omnifeed.experiment.ledger import Ledger
-    from omnifeed.report.words import ledger_what
-
-    book = Ledger(Home.from_env())
-    checked: dict[str, Any] = {}
-    notes = []
-    if verify:
-        from omnifeed.experiment.audit import audit
-
-        found = audit(book)
-        if found.discrepancies:
-            said = "; ".join(f"entry {each.sequence}: {', '.join(each.fields)}" for each in found.discrepancies)
-            raise IntegrityError(
-                f"{len(found.discrepancies)} of {found.decisions} decisions do not come out as written ({said}).",
-                "Read those entries: they were written by hand or by another version; the chain of hashes is intact.",
-            )
-        checked["audit"] = found.to_dict()
-        notes.append(
-            f"{found.entries} entries in an unbroken chain; {found.decisions} decisions computed again, alike."
-        )
-    if export is not None:
-        from omnifeed.experiment.audit import export as export_ledger
-
-        checked["exported"] = {"entries": export_ledger(book, export), "path": str(export)}
-        notes.append(f"{checked['exported']['entries']} entries written to {export}.")
-    entries = book.entries()
-    lines = [
-        f"{entry.sequence:>4}  {stamp(entry.ts)}  {entry.kind:<10}  champion {entry.champion or '-':<4}  "
-        + ledger_what(entry.to_dict())
-        for entry in entries
-    ]
-    emit(
-        {"champion": book.champion(), "entries": [dataclasses.asdict(entry) for entry in entries], **checked},
-        as_json,
-        "\n".join([*lines, *notes]) if entries else "The ledger is empty: nothing has run yet.",
-    )
 
 
 @cli.command(name="compile")

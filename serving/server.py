@@ -26,6 +26,8 @@ from omnifeed.export.catalogue import current_version
 from omnifeed.export.release import PARTS, load_release
 from omnifeed.home import Home, write_atomic
 from omnifeed.serving.client import Client
+from omnifeed.serving.healing import Healer
+from omnifeed.serving.preflight import check_memory
 from omnifeed.serving.processes import HOST, Child, free_ports, listening
 from omnifeed.serving.recommend.contract import Reason
 from omnifeed.serving.recommend.routing import read_routing, routing_stamp
@@ -71,6 +73,7 @@ class LocalServer:
         self._stamp: tuple[int, ...] = ()
         self._folder = home.root
         self._triton: triton.InferenceServerClient | None = None
+        self._healer: Healer | None = None
 
     def __enter__(self) -> LocalServer:
         try:
@@ -94,6 +97,11 @@ class LocalServer:
         return self._folder / "triton.log"
 
     @property
+    def loaded(self) -> frozenset[str]:
+        """The releases whose models are in the server."""
+        return frozenset(self._loaded)
+
+    @property
     def children(self) -> tuple[Child, ...]:
         """The running programs: Triton, then the feature server."""
         return tuple(self._children)
@@ -102,7 +110,7 @@ class LocalServer:
         """Let requests in flight finish, then end every process."""
         if self._triton is not None:
             self._triton.close()
-            self._triton = None
+            self._triton = self._healer = None
         while self._children:
             self._children.pop(0).stop(DRAIN_S)
         self._loaded.clear()
@@ -112,9 +120,11 @@ class LocalServer:
 
         Raises:
             IntegrityError: a file of the bundle is not what was exported; nothing is loaded.
+            OmnifeedError: the memory is not enough for it and the others; nothing is loaded.
             UnavailableError: Triton cannot load it; what was loaded before goes on.
         """
         self._link(number)
+        check_memory(self.home, self.config, sorted(self._loaded | {number}))
         for name in self._models(number):
             self._control(name, load=True)
         self._loaded.add(number)
@@ -141,12 +151,15 @@ class LocalServer:
             self.unload(number)
 
     def watch(self) -> None:
-        """Follow the routing; call it about once a second. A release that cannot be loaded leaves the others serving.
+        """Follow the routing and load again what has died; call it about once a second. A release that cannot be loaded
+        leaves the others serving.
 
         Raises:
             UnavailableError: Triton or the feature server has ended.
         """
         self._check_alive("has ended")
+        if self._healer is not None:
+            self._healer.look()
         if routing_stamp(self.home) != self._stamp:
             try:
                 self.refresh()
@@ -161,6 +174,7 @@ class LocalServer:
                 f"{self.home.root} has neither a champion nor an experiment.", "Run the training pipeline first."
             )
         current_version(self.home)
+        check_memory(self.home, self.config, routed)
         environment = triton_environment()
         serving = self.config.serving
         wanted = (serving.grpc_port, serving.http_port, serving.metrics_port, serving.features_port)
@@ -179,6 +193,7 @@ class LocalServer:
             self._start_features()
         self._start_triton(environment, routed)
         self._triton = triton.InferenceServerClient(self.url, channel_args=CHANNEL_ARGS)
+        self._healer = Healer(self._triton)
         self._await_ready(deadline)
         self._await_answers(deadline)
 
@@ -250,6 +265,7 @@ class LocalServer:
             "OMP_NUM_THREADS": "1",
             "OMNIFEED_HOME": str(self.home.root.absolute()),
             "OMNIFEED_CONFIG": str(self._folder / "config.json"),
+            "OMNIFEED_METRICS": f"{HOST}:{serving.metrics_port}",
             "OMNIFEED_SIMULATED_CLOCK": "1" if self._simulated else "0",
             "OMNIFEED_FEATURES": f"{HOST}:{serving.features_port}" if self._with_features else "",
         }

@@ -26,13 +26,16 @@ def gate(
     from omnifeed.components.record import recording
     from omnifeed.config import Config
     from omnifeed.experiment.gate import decide_current
+    from omnifeed.experiment.shipping import fetch
     from omnifeed.home import Home, write_json
     from omnifeed.report.page import decision_html, decision_markdown
 
     with recording(home, run_id, "gate") as record:
-        state = Home(Path(home))
+        state, settings = Home(Path(home)), Config.from_json(config)
+        if settings.serving.shipped_logs:
+            fetch(settings.serving.shipped_logs, state.experiments)
         now = now or time.time_ns() // 1_000
-        decision = decide_current(state, Config.from_json(config), now)
+        decision = decide_current(state, settings, now)
         record.info = decision.to_dict()
         write_json(record.folder / "decision.json", record.info)
         Path(page.path).write_text(decision_html(record.info), encoding="utf-8")

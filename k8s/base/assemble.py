@@ -16,6 +16,7 @@ import omnifeed.serving
 from omnifeed.config import Config
 from omnifeed.export.release import load_release
 from omnifeed.home import Home, write_atomic
+from omnifeed.serving.preflight import check_memory
 from omnifeed.serving.recommend.routing import read_routing
 
 
@@ -29,6 +30,7 @@ def assemble(home: Home, work: Path, settings: Path, experiment: Path) -> tuple[
 
     Raises:
         IntegrityError: a bundle is not what was exported; Triton must not start on it.
+        OmnifeedError: the routed releases together do not fit into Triton's memory.
     """
     current = home.experiments / "current.json"
     current.parent.mkdir(parents=True, exist_ok=True)
@@ -43,8 +45,9 @@ def assemble(home: Home, work: Path, settings: Path, experiment: Path) -> tuple[
     shutil.copytree(Path(omnifeed.__file__).parent, package, ignore=no_bytecode)
     shutil.copytree(serving, package / "serving", ignore=no_bytecode, dirs_exist_ok=True)
     shutil.copytree(serving / "repository", work / "models", ignore=no_bytecode)
-    write_atomic(work / "config.json", Config.load(settings).to_json())
-    releases = read_routing(home).releases()
+    config, releases = Config.load(settings), read_routing(home).releases()
+    write_atomic(work / "config.json", config.to_json())
+    check_memory(home, config, releases)
     for number in releases:
         folder = home.releases / number
         load_release(folder)

@@ -1,23 +1,23 @@
-"""Says whether Triton still answers: one real request to `recommend`, each time somebody asks.
+"""Says whether Triton still answers, by one real request to `recommend` when asked; loads again what has died.
 
-Triton's health endpoints stay at 200 when a model's process has crashed, and every call then fails. The kubelet asks
-`/answers` here as the server's liveness probe; `/` is the canary's own. The request is a probe: it is answered in full
-and logged nowhere.
+Triton's health endpoints stay at 200 when a model's process has crashed, and every call then fails. Every two seconds
+the canary looks for such a model, takes it out and puts it in again. Where that does not help, the kubelet restarts the
+server: it asks `/answers` here as the liveness probe; `/` is the canary's own.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from omnifeed.serving.recommend.contract import INPUT_TYPES
-from omnifeed.serving.wire import MODEL, tensor
+from omnifeed.serving.healing import DEADLINE_S, Healer, probe
 
-DEADLINE_S = 5.0
-REQUEST = {"user_id": ["canary"], "scenario": ["canary"], "k": [1], "probe": [True]}  # of an unknown user
+LOOK_S = 2.0
 
 
 def fault(client: InferenceServerClient) -> str | None:
@@ -25,11 +25,7 @@ def fault(client: InferenceServerClient) -> str | None:
     wrong. A restart would not help the former: a full queue is load, and more of it after a restart.
     """
     try:
-        client.infer(
-            MODEL,
-            [tensor(name, value, INPUT_TYPES[name]) for name, value in REQUEST.items()],
-            client_timeout=DEADLINE_S,
-        )
+        probe(client)
     except InferenceServerException as error:
         if "INVALID_ARGUMENT" in str(error.status()) or ("UNAVAILABLE" in str(error.status()) and _live(client)):
             return None
@@ -65,9 +61,21 @@ def server(triton: str, port: int) -> ThreadingHTTPServer:
     return ThreadingHTTPServer(("", port), Handler)
 
 
+def heal(triton: str, key: str, stop: threading.Event) -> None:
+    """Look until told to stop; `key` is that of the server's restricted protocols."""
+    with InferenceServerClient(triton) as client:
+        healer = Healer(client, {"triton-grpc-protocol-admin": key})
+        while not stop.wait(LOOK_S):
+            for name in healer.look():
+                print(f"{name} had died and was loaded again", flush=True)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--triton", required=True)
     parser.add_argument("--port", type=int, required=True)
     arguments = parser.parse_args()
+    threading.Thread(
+        target=heal, args=(arguments.triton, os.environ["TRITON_ADMIN_KEY"], threading.Event()), daemon=True
+    ).start()
     server(arguments.triton, arguments.port).serve_forever()

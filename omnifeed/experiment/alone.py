@@ -91,7 +91,8 @@ def decide_alone(exposures: Path, outcomes: Path, experiment: Path, now: int, be
 
     Args:
         exposures: parquet, JSON lines or CSV, a file, a folder of them or a pattern. One row an item shown: arm, ts,
-            user_id (unless the unit is the row), request_id; optional item_id, scenario, position, device, experiment.
+            user_id (unless the unit is the row), request_id; optional item_id, scenario, position, device, experiment,
+            latency_ms, tail_creator.
         outcomes: the same. One row an outcome: request_id, name, ts; item_id where the exposures have one; optional
             value (default 1) and observed_ts (default ts).
         experiment: see `Declared.load`.
@@ -123,6 +124,8 @@ def decide_alone(exposures: Path, outcomes: Path, experiment: Path, now: int, be
                 "ts": shown.time("ts"),
                 "position": shown.number("position", "BIGINT", "NULL"),
                 "device": shown.text("device", "NULL"),
+                "latency_ms": shown.number("latency_ms", "DOUBLE", "NULL"),
+                "tail_creator": shown.number("tail_creator", "BOOLEAN", "NULL"),
             },
             required=("request_id", "item_id", "user_id", "scenario", "logged", "experiment", "ts"),
             replaced=f"* REPLACE ({user} AS user_id), CASE logged {arms} ELSE logged END AS arm, logged AS release, "

@@ -136,7 +136,8 @@ class Experiment:
         """Parse and check.
 
         Raises:
-            InputError: a field is missing, the weights do not add up to one, or the stages are no ramp.
+            InputError: a field is missing, the weights do not add up to one, the end is not after the start, the
+                hold-back group shares the salt, or the stages are no ramp.
         """
         try:
             experiment = Experiment(
@@ -157,6 +158,16 @@ class Experiment:
                 f"{source}: the arms' weights are {[arm.weight for arm in experiment.arms]} and add up to {total:g}.",
                 "Give non-negative weights that add up to 1.",
             )
+        if experiment.end_ts <= experiment.start_ts:
+            raise InputError(
+                f"{source}: the horizon ({experiment.end_ts}) is not after the start ({experiment.start_ts}).",
+                "Give end_ts a later time, in UTC microseconds.",
+            )
+        if experiment.holdback is not None and experiment.holdback.salt == experiment.salt:
+            raise InputError(
+                f"{source}: the arms and the hold-back group split the users by the same salt {experiment.salt!r}.",
+                "Give each a salt of its own: with one salt the group would be cut out of one arm.",
+            )
         if experiment.stages and not _is_ramp(experiment):
             raise InputError(
                 f"{source}: the stages are no ramp to the arms' weights.",
@@ -168,7 +179,11 @@ class Experiment:
     @staticmethod
     def load(path: Path) -> Experiment:
         """Read experiment.json."""
-        return Experiment.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path} is not JSON: {error}.", "Write the file again.") from error
+        return Experiment.from_dict(raw, str(path))
 
 
 def _is_ramp(experiment: Experiment) -> bool:

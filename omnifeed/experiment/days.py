@@ -32,13 +32,15 @@ AT_ONCE = 4_000_000  # lines that are reduced in one go: bounds memory
 MEASURED = tuple(metric.outcome for metric in METRICS.values() if not metric.counts)
 KNOWN = (*OUTCOMES, *MEASURED, "viewed")
 
-#: What is kept, by table. `requests`: of a user and day. `sums`: of a user, scenario, day and outcome: all that were
-#: joined to an exposure, those of them outside the attribution window, and of the others the number, the sum of values
-#: in millionths, and the sums of lags (from happening to known, whole milliseconds) and of their squares.
+#: What is kept, by table. `seen`: `waited` is in microseconds, over the `answered`. `requests`: of a user and day.
+#: `sums`: of a user, scenario, day and outcome: all that were joined to an exposure, those of them outside the
+#: attribution window, and of the others the number, the sum of values in millionths, and the sums of lags (from
+#: happening to known, whole milliseconds) and of their squares.
 TABLES = {
     "seen": {
         "user_id": "VARCHAR", "scenario": "VARCHAR", "day": "INTEGER", "arm": "VARCHAR", "release": "VARCHAR",
         "crossed": "BOOLEAN", "exposures": "BIGINT", "first_ts": "BIGINT", "device": "VARCHAR",
+        "answered": "BIGINT", "waited": "BIGINT", "authored": "BIGINT", "of_tail": "BIGINT",
     },
     "requests": {"user_id": "VARCHAR", "day": "INTEGER", "requests": "BIGINT", "missing": "BIGINT"},
     "sums": {
@@ -50,8 +52,10 @@ TABLES = {
 }  # fmt: skip
 #: How the rows of several slices of a day become one; each slice holds whole requests.
 _MERGED = {
-    "seen": "SELECT part, user_id, scenario, day, arm, release, crossed, sum(exposures)::BIGINT AS exposures, "
-    "min(first_ts) AS first_ts, arg_min(device, (first_ts, device)) AS device FROM {slices} "
+    "seen": "SELECT part, user_id, scenario, day, arm, release, crossed, min(first_ts) AS first_ts, "
+    "arg_min(device, (first_ts, device)) AS device, "
+    + ", ".join(f"sum({name})::BIGINT AS {name}" for name in ("exposures", "answered", "waited", "authored", "of_tail"))
+    + " FROM {slices} "
     "GROUP BY part, user_id, scenario, day, arm, release, crossed",
     "requests": "SELECT part, user_id, day, sum(requests)::BIGINT AS requests, sum(missing)::BIGINT AS missing "
     "FROM {slices} GROUP BY part, user_id, day",
@@ -65,8 +69,8 @@ _MERGED = {
 }
 _EXPOSURE = {
     "request": "UBIGINT", "item": "UBIGINT", "user_id": "VARCHAR", "scenario": "VARCHAR", "arm": "VARCHAR",
-    "release": "VARCHAR", "ts": "BIGINT", "position": "BIGINT", "device": "VARCHAR", "crossed": "BOOLEAN",
-    "block": "INTEGER",
+    "release": "VARCHAR", "ts": "BIGINT", "position": "BIGINT", "device": "VARCHAR", "latency_ms": "DOUBLE",
+    "tail_creator": "BOOLEAN", "crossed": "BOOLEAN", "block": "INTEGER",
 }  # fmt: skip
 _OUTCOME = {
     "request": "UBIGINT", "item": "UBIGINT", "name": "VARCHAR", "value": "DOUBLE", "ts": "BIGINT",
@@ -215,9 +219,14 @@ def _selected(section: ExperimentConfig, first_shown: bool) -> dict[str, str]:
     window = section.attribution_hours * HOUR
     scales = {metric.outcome: metric.scale for metric in METRICS.values() if metric.scale != 1}
     scale = " ".join(f"WHEN '{outcome}' THEN {scale * MILLION!r}" for outcome, scale in scales.items())
+    timed = f"position = 0 AND latency_ms BETWEEN 0 AND {LARGEST / 1000}"
     selected = {
         "seen": "SELECT part, user_id, scenario, day, arm, release, crossed, count(*) AS exposures, "
-        "min(ts) AS first_ts, arg_min(device, (ts, device)) AS device FROM exposure GROUP BY ALL",
+        "min(ts) AS first_ts, arg_min(device, (ts, device)) AS device, "
+        f"count(*) FILTER ({timed}) AS answered, "
+        f"coalesce(sum(round(latency_ms * 1000)) FILTER ({timed}), 0)::BIGINT AS waited, "
+        "count(tail_creator) AS authored, count(*) FILTER (tail_creator) AS of_tail FROM exposure "
+        "GROUP BY part, user_id, scenario, day, arm, release, crossed",
         "requests": "SELECT part, user_id, day, count(*) AS requests, sum(missing)::BIGINT AS missing FROM ("
         "  SELECT part, min(user_id) AS user_id, min(day) AS day, "
         "  greatest(max(position) - min(position) + 1 - count(*), 0) AS missing FROM exposure GROUP BY part, request"

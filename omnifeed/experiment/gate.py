@@ -11,7 +11,7 @@ from omnifeed.experiment.assignment import Holdback
 from omnifeed.experiment.decision import Decision
 from omnifeed.experiment.deploy import holdback_path, the_experiment
 from omnifeed.experiment.lift import Lift, cumulative_lift
-from omnifeed.experiment.metrics import FIRST_SHOWN, LAST_WEEK, METRICS
+from omnifeed.experiment.metrics import METRICS, ONLY_SERVED
 from omnifeed.experiment.verdict import decide
 from omnifeed.home import Home
 from omnifeed.quality.lake import accepted
@@ -37,7 +37,7 @@ def period_before(events: Path, start: int, gmv_cap: float) -> pa.Table | None:
         return None
     totals = []
     for metric in METRICS.values():
-        if metric.per or metric.outcome in (FIRST_SHOWN, LAST_WEEK):  # no total, or none that the time before knows
+        if metric.per or metric.outcome in ONLY_SERVED:  # no total, or none that the time before knows
             continue
         each = f'coalesce("{metric.outcome}", false)::INT' if metric.counts else f'coalesce("{metric.outcome}", 0)'
         total = f"sum({each})" if metric.outcome != "gmv" else f"least(sum({each}), {gmv_cap})"

@@ -39,7 +39,7 @@ STAGE = 100_000  # block = number of the stage * STAGE + day of the stage
 BEFORE, AFTER, FOREIGN, BROKEN, UNROUTED = -1, -2, -3, -4, -5
 STATE = "state.json"
 LOGS = ("exposures", "outcomes")
-LAYOUT = "1"  # of the folder; raised when other things are kept in it
+LAYOUT = "2"  # of the folder; raised when other things are kept in it
 SAMPLES, SAMPLE = 64, 4096  # of what was read of a file: number and bytes
 _BY_BLOCK = "(FORMAT parquet, PARTITION_BY (block))"
 _KEYED = "hash(request_id) AS request, hash(item_id) AS item, CASE WHEN NOT whole THEN file END AS file"
@@ -351,7 +351,8 @@ def _store_exposures(
         return
     folder, index = batch / "exposures", batch / "requests.parquet"
     connection.execute(
-        f"COPY (SELECT {_KEYED}, user_id, scenario, arm, release, ts, position, device, crossed, "
+        f"COPY (SELECT {_KEYED}, user_id, scenario, arm, release, ts, position, device, latency_ms, "
+        f"tail_creator, crossed, "
         f"{_block(intake.experiment)} AS block FROM ({selected[0]})) TO '{folder}' {_BY_BLOCK}"
     )
     paths = [path for path in folder.glob("*/*.parquet") if path.parent.name != f"block={BROKEN}"]

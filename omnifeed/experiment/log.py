@@ -34,7 +34,17 @@ from omnifeed.experiment.assignment import HELD, Experiment
 from omnifeed.experiment.days import HOUR, MILLION, DayCounts, reduce_days
 from omnifeed.experiment.evidence import CHALLENGER, CHAMPION, LogCounts
 from omnifeed.experiment.intake import BEFORE, DAY, FOREIGN, Intake
-from omnifeed.experiment.metrics import DERIVED, FIRST_SHOWN, LAST_WEEK, SERVED, Metric
+from omnifeed.experiment.metrics import (
+    ANSWERED,
+    AUTHORED,
+    DERIVED,
+    FIRST_SHOWN,
+    LAST_WEEK,
+    OF_TAIL,
+    SERVED,
+    WAITED,
+    Metric,
+)
 from omnifeed.experiment.read import literal
 
 __all__ = ["DAY", "HOUR", "MILLION", "arm_sql", "literal", "reduce_log"]
@@ -136,14 +146,17 @@ def _total(connection: duckdb.DuckDBPyConnection, totals: Sequence[Metric], last
         SERVED: f"days.exposures * {MILLION}",
         FIRST_SHOWN: f"coalesce(first_shown.items, 0) * {MILLION}",
         LAST_WEEK: f"(day >= {last_week})::BIGINT * {MILLION}",
+        WAITED: "days.waited",
+        **{name: f"days.{name} * {MILLION}" for name in (ANSWERED, AUTHORED, OF_TAIL)},
     }
+    seen = ", ".join(f"sum({name})::BIGINT AS {name}" for name in ("exposures", ANSWERED, WAITED, AUTHORED, OF_TAIL))
     names = ", ".join(
         f"{derived.get(total.outcome, f'coalesce(totals.{total.name}, 0)')} AS {total.name}" for total in totals
     )
     connection.execute(
         "CREATE TEMP TABLE user_day AS "
         f"WITH totals AS (SELECT user_id, scenario, day{sums} FROM sums GROUP BY user_id, scenario, day), "
-        "days AS (SELECT user_id, scenario, day, sum(exposures)::BIGINT AS exposures FROM seen GROUP BY ALL) "
+        f"days AS (SELECT user_id, scenario, day, {seen} FROM seen GROUP BY ALL) "
         f"SELECT user_id, unit.arm, unit.bot, scenario, days.day, {names} FROM days JOIN unit USING (user_id) "
         f"LEFT JOIN totals USING (user_id, scenario, day) {first}"
     )

@@ -21,7 +21,13 @@ from omnifeed.errors import InputError
 SERVED = "served"  # each item of an answer
 FIRST_SHOWN = "first_shown"  # an item that this user had not been given in this scenario since the start
 LAST_WEEK = "last_week"  # 1 for a user who was there in the last seven days of the experiment
-DERIVED = (SERVED, FIRST_SHOWN, LAST_WEEK)
+ANSWERED = "answered"  # an answer that says how long it took
+WAITED = "waited"  # how long that was
+AUTHORED = "authored"  # an item whose creator is known to be large or small
+OF_TAIL = "of_tail"  # of those: an item of a smaller creator
+DERIVED = (SERVED, FIRST_SHOWN, LAST_WEEK, ANSWERED, WAITED, AUTHORED, OF_TAIL)
+#: Those that past events do not tell: no plan is made of them, and no covariate.
+ONLY_SERVED = (FIRST_SHOWN, LAST_WEEK, ANSWERED, WAITED, AUTHORED, OF_TAIL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,10 @@ METRICS: dict[str, Metric] = {
         Metric("views_per_user", "Items viewed per user", "viewed"),
         Metric("distinct_items_per_user", "Different items per user and scenario", FIRST_SHOWN),
         Metric("retention", "Users active in the last week", LAST_WEEK),
+        Metric("answers_per_user", "Timed answers per user", ANSWERED),
+        Metric("waiting_per_user", "Seconds waited per user", WAITED, lower_is_better=True, counts=False),
+        Metric("authored_per_user", "Items with a known creator per user", AUTHORED),
+        Metric("tail_items_per_user", "Items of smaller creators per user", OF_TAIL),
         Metric("click_rate", "Clicks per view", of="clicks_per_user", per="views_per_user"),
         Metric("long_view_rate", "Long views per view", of="long_views_per_user", per="views_per_user"),
         Metric("order_rate", "Orders per click", of="orders_per_user", per="clicks_per_user"),
@@ -62,6 +72,8 @@ METRICS: dict[str, Metric] = {
         Metric("report_rate", "Reports per view", lower_is_better=True, of="reports_per_user", per="views_per_user"),
         Metric("view_rate", "Views per item served", of="views_per_user", per="served_per_user"),
         Metric("click_share", "Clicks per item served", of="clicks_per_user", per="served_per_user"),
+        Metric("latency", "Seconds per answer", lower_is_better=True, of="waiting_per_user", per="answers_per_user"),
+        Metric("tail_share", "Smaller creators' share of items", of="tail_items_per_user", per="authored_per_user"),
         Metric("diversity", "Different items per item served", of="distinct_items_per_user", per="served_per_user"),
     )
 }

@@ -28,6 +28,7 @@ from omnifeed.experiment.evidence import ALL, ArmNumbers
 from omnifeed.experiment.metrics import (
     FIRST_SHOWN,
     LAST_WEEK,
+    ONLY_SERVED,
     SERVED,
     Metric,
     cap_of,
@@ -311,7 +312,7 @@ class _Past:
         rows = f"FROM read_parquet('{self.files}') WHERE epoch_us(ts)"
         window = f"{rows} >= {start} AND epoch_us(ts) < {self.now}"
         before = f"{rows} >= {start - self.before * DAY} AND epoch_us(ts) < {start} AND epoch_us(observed_ts) < {start}"
-        known = [total for total in self.totals if total.outcome not in (FIRST_SHOWN, LAST_WEEK)]
+        known = [total for total in self.totals if total.outcome not in ONLY_SERVED]
         found = {}
         with duckdb.connect() as connection:
             scenarios = [name for (name,) in connection.execute(f"SELECT DISTINCT scenario {window}").fetchall()]
@@ -336,6 +337,8 @@ class _Past:
             text = "count(DISTINCT scenario || chr(0) || item_id)"
         elif total.outcome == LAST_WEEK:
             text = f"max((epoch_us(ts) >= {start + (self.window - WEEK) * DAY})::INT)"
+        elif total.outcome in ONLY_SERVED:
+            text = "0"
         elif total.counts:
             text = f'sum(coalesce("{total.outcome}", false)::INT)'
         else:

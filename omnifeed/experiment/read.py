@@ -18,7 +18,10 @@ _EXPOSURE = {
     "degraded": "VARCHAR[]",
     "position": "BIGINT",
     "device": "VARCHAR",
+    "latency_ms": "DOUBLE",
+    "tail_creator": "BOOLEAN",
 }
+_OPTIONAL = ("degraded", "position", "device", "latency_ms", "tail_creator")
 _OUTCOME = {
     "request_id": "VARCHAR",
     "item_id": "VARCHAR",
@@ -41,7 +44,8 @@ class Lines:
     select: Callable[[Sequence[Path]], str]
     """SQL for the lines of some of the files, one row a line, with `file` (the path it came from) and `whole` (whether
     it parsed and has every field that is required). Exposures: request_id, item_id, user_id, scenario, arm, release,
-    experiment, ts, position, device and `crossed` (the line says that the champion answered for the challenger).
+    experiment, ts, position, device, latency_ms, tail_creator and `crossed` (the line says that the champion answered
+    for the challenger).
     Outcomes: request_id, item_id, name, value, ts, observed_ts."""
 
 
@@ -63,7 +67,7 @@ def folder_log(folder: Path) -> Log:
 
 def select_exposures(files: Sequence[Path]) -> str:
     """SQL for the server's exposure lines."""
-    return _select(files, _EXPOSURE, ("degraded", "position", "device"), {"degraded": f"{CROSSED} AS crossed"})
+    return _select(files, _EXPOSURE, _OPTIONAL, {"degraded": f"{CROSSED} AS crossed"})
 
 
 def select_outcomes(files: Sequence[Path]) -> str:

@@ -21,7 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from omnifeed.errors import InputError, IntegrityError, OmnifeedError, UnavailableError
-from omnifeed.export.catalogue_state import CURRENT, TEXT_COLUMNS, Catalogue, encoded_digest
+from omnifeed.export.catalogue_state import (
+    CURRENT,
+    TEXT_COLUMNS,
+    VIEWS,
+    Catalogue,
+    encoded_digest,
+    largest_authors,
+)
 from omnifeed.export.delta import (
     NUMBER_FIELDS,
     POLICIES,
@@ -229,6 +236,8 @@ def load_snapshot(home: Home) -> Catalogue:
         [-1 if name is None else authors.setdefault(name, len(authors)) for name in texts["author_id"]], np.int64
     )
     count = len(author)
+    features = {name: Stack(arrays[f"features.{number}"]) for number, name in enumerate(words["scenarios"])}
+    views = next((np.expm1(stack.rows[:, VIEWS].astype(np.float64)) for stack in features.values()), np.zeros(count))
     return Catalogue(
         version=version,
         base=version,
@@ -254,7 +263,8 @@ def load_snapshot(home: Home) -> Catalogue:
         locales=tuple(tuple(tags) for tags in words["locales"]),
         blocked_authors=blocked,
         dropped_items=frozenset(words["dropped"]),
-        features={name: Stack(arrays[f"features.{number}"]) for number, name in enumerate(words["scenarios"])},
+        largest=largest_authors(author, views),
+        features=features,
     )
 
 

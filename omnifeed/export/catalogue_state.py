@@ -20,6 +20,7 @@ Bools = npt.NDArray[np.bool_]
 
 TEXT_COLUMNS = ("item_id", "kind", *TEXT_FIELDS)
 TRENDING = [feature.name for feature in ITEM_DENSE].index("item_scenario_trending")
+VIEWS = [feature.name for feature in ITEM_DENSE].index("item_views_28d")
 CURRENT = 2**62  # successor of a row that holds its item now
 
 
@@ -55,6 +56,7 @@ class Catalogue:
     locale: Ints  # [N], index in locales
     locales: tuple[tuple[str, ...], ...]  # language tags; empty: for everybody, which is the first
     blocked_authors: frozenset[str]
+    largest: frozenset[int]  # authors who together had half of the views before the snapshot; see `largest_authors`
     dropped_items: frozenset[str]  # by a delta: stays until a delta lifts it, whatever tables of items say
     features: dict[str, Stack]  # by scenario: [N, len(ITEM_DENSE)], as `encode.dense` stacks them
 
@@ -132,11 +134,30 @@ class Catalogue:
         largest: Floats = np.max(columns or [np.zeros(len(self), np.float32)], axis=0)
         return largest
 
+    def of_tail(self, rows: Ints) -> list[bool | None]:
+        """Whether each row's creator is none of the largest; None where it has none."""
+        return [None if one < 0 else one not in self.largest for one in self.author[rows].tolist()]
+
     def columns(self, rows: Sequence[int]) -> dict[str, list[Any]]:
         """The columns that `encode.encode_items` reads, of these rows."""
         texts: dict[str, list[Any]] = {name: [column[row] for row in rows] for name, column in self.texts.items()}
         numbers = {name: [float(value) for value in getattr(self, name)[rows]] for name in NUMBER_FIELDS}
         return {**texts, **numbers}
+
+
+def largest_authors(author: Ints, views: npt.NDArray[np.float64]) -> frozenset[int]:
+    """The fewest authors who together have half of the views.
+
+    Args:
+        author: [N], index of the item's author, -1 where there is none. views: [N].
+    """
+    known = author >= 0
+    if not known.any():
+        return frozenset()
+    sums = np.bincount(author[known], weights=views[known])
+    order = np.argsort(-sums, kind="stable")
+    before = np.cumsum(sums[order]) - sums[order]
+    return frozenset(order[before < sums.sum() / 2].tolist())
 
 
 def encoded_digest(item_id: str, kind: str, texts: Sequence[str | None], numbers: Sequence[float]) -> int:

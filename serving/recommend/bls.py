@@ -12,7 +12,9 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from omnifeed.errors import UnavailableError
+from omnifeed.serving.recommend.contract import PART_S
 from omnifeed.serving.recommend.parts import OUTPUTS, Arrays, as_batched
+from omnifeed.serving.recommend.patience import Patience
 
 _request = threading.local()  # the thread that makes an index asks the same models for nobody's request
 
@@ -23,10 +25,15 @@ def traced_by(request: Any) -> None:
 
 
 class BlsParts:
-    """`Parts` of one release: the Triton models `<part>_<number>`, version 1, pinned."""
+    """`Parts` of one release: the Triton models `<part>_<number>`, version 1, pinned.
+
+    A part that hangs, or whose process has crashed, which takes a second to fail, must not keep `recommend` from
+    answering others. The item encoder is not asked for a request, and may take its time.
+    """
 
     def __init__(self, number: str) -> None:
         self._number = number
+        self._waits = {part: Patience[Any](PART_S) for part in ("user_encoder", "ranker")}
 
     def item_encoder(self, inputs: Arrays) -> Arrays:
         """See `Parts.item_encoder`."""
@@ -50,7 +57,8 @@ class BlsParts:
                 pb_utils.Tensor(name, np.ascontiguousarray(value)) for name, value in as_batched(part, inputs).items()
             ],
         )
-        response = request.exec()
+        waits = self._waits.get(part)
+        response = request.exec() if waits is None else waits.do(request.exec)
         if response.has_error():
             raise UnavailableError(
                 f"{part}_{self._number} did not answer: {response.error().message()}.", "See its log."

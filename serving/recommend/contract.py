@@ -23,8 +23,12 @@ MAX_HISTORY = 1_000
 MAX_QUERY_BYTES = 100_000  # beyond it the request is refused; up to it the query is cut to encode.MAX_QUERY_CHARS
 MAX_TS = 2**61  # UTC microseconds; far beyond any date, and safe to subtract
 
+PART_S = 0.5  # then a release's part counts as failed; while it hangs, its next calls fail at once
+
 #: Separates what is wrong from what to do in an error that crosses gRPC.
 ERROR_SEPARATOR = "\n"
+#: What Triton says in place of a model whose process has crashed.
+DEAD = "is not healthy"
 
 #: Triton tensors of the `recommend` model: name -> Triton data type. The first two are required.
 INPUT_TYPES = {
@@ -165,11 +169,13 @@ class Answer:
     sources: tuple[Source, ...]
     propensities: tuple[float, ...] | None  # None unless the slate was sampled; see `slate.explore`
     interstitial: tuple[bool, ...]  # the item's policy asks for a warning before it is shown
+    tail_creators: tuple[bool | None, ...]  # the item's creator is none of the largest; None where it has none
     degraded: tuple[Reason, ...]
     arm: str
     release: str  # that made the answer; not the arm's where degraded holds CHAMPION_ANSWER
     experiment: str  # "none" outside an experiment
     request_id: str
+    elapsed_ms: float = field(default=0.0, compare=False)  # until it was made, all but its logging
     stages: Mapping[Stage, float] = field(default_factory=dict, compare=False)  # milliseconds
 
 

@@ -125,11 +125,13 @@ class Recommender:
             sources=tuple(call.sources),
             propensities=call.propensities,
             interstitial=tuple(call.interstitial),
+            tail_creators=tuple(call.tail_creators),
             degraded=tuple(dict.fromkeys(call.degraded)),
             arm=route.arm,
             release=call.release,
             experiment=route.experiment,
             request_id=request.request_id,
+            elapsed_ms=stage.elapsed_ms(),
             stages=stage.ms,
         )
         if request.probe:
@@ -180,6 +182,7 @@ class _Call:
         self.sources: list[Source] = []
         self.propensities: tuple[float, ...] | None = None
         self.interstitial: list[bool] = []
+        self.tail_creators: list[bool | None] = []
 
     def answer(self, route: Route) -> None:
         """Fill the slate from the route's release, its fallback, or what trends."""
@@ -351,12 +354,14 @@ class _Call:
     def _candidate_dense(self, index: Index, found: Candidates, encoded: dict[str, npt.NDArray[Any]]) -> Floats:
         catalogue, items = index.catalogue, found.rows - 1
         before = affinity(index.keys, encoded, found.rows[None], encoded["scenario"], np.array([self.now], np.int64))
+        query = encoded["query"][0]
+        texts = index.texts.dense(found.rows) if self.query else np.zeros((len(items), len(query)), np.float32)
         return candidate_dense(
             catalogue.features_of(self.request.scenario)[items],
             catalogue.created_ts[items],
             catalogue.on_air(self.now, items),
-            index.text[found.rows],
-            encoded["query"][0],
+            texts,
+            query,
             self.now,
             index.plain[found.rows],
             before[0],
@@ -386,7 +391,9 @@ class _Call:
         self.sources = [candidates.sources[place] for place in chosen.places]
         self.propensities = chosen.propensities
         self.places = chosen.places
-        labels = index.catalogue.policy[candidates.rows[list(chosen.places)] - 1]
+        rows = candidates.rows[list(chosen.places)] - 1
+        self.tail_creators = index.catalogue.of_tail(rows)
+        labels = index.catalogue.policy[rows]
         self.interstitial = (labels == POLICIES.index("INTERSTITIAL")).tolist()
         if len(self.item_ids) < request.k:
             self.degraded.append(Reason.FEWER_THAN_K)

@@ -5,6 +5,7 @@ Imported only by the server's Python, where `triton_python_backend_utils` exists
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 import triton_python_backend_utils as pb_utils
@@ -13,16 +14,28 @@ from omnifeed.serving.recommend.live import State
 from omnifeed.serving.recommend.metrics import FAMILIES, STANDING, Metrics, Series
 
 
+def _kept(made):  # type: ignore[no-untyped-def]
+    """The same object, never to be destroyed.
+
+    Triton 2.51's Python backend destroys a metric by asking the server, which a stub that is ending no longer can: it
+    dies of SIGSEGV when the interpreter clears its objects, and hangs when they are deleted in `finalize`.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(made))
+    return made
+
+
 class Exporter:
     """One instance's families; Triton adds up the instances, whose series have the same labels."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._families = {
-            name: pb_utils.MetricFamily(
-                name=name,
-                description=family.help,
-                kind=pb_utils.MetricFamily.GAUGE if family.gauge else pb_utils.MetricFamily.COUNTER,
+            name: _kept(
+                pb_utils.MetricFamily(
+                    name=name,
+                    description=family.help,
+                    kind=pb_utils.MetricFamily.GAUGE if family.gauge else pb_utils.MetricFamily.COUNTER,
+                )
             )
             for name, family in FAMILIES.items()
         }
@@ -56,5 +69,5 @@ class Exporter:
         if metric is None:
             name, values = series
             labels = dict(zip(FAMILIES[name].labels, values, strict=True))
-            metric = self._series[series] = self._families[name].Metric(labels=labels)
+            metric = self._series[series] = _kept(self._families[name].Metric(labels=labels))
         return metric

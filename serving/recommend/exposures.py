@@ -37,6 +37,7 @@ class ExposureLog:
             "degraded": list(answer.degraded),
             "locale": request.locale,
             "device": request.device,
+            "latency_ms": round(answer.elapsed_ms, 3),
         }
         lines = [
             {
@@ -45,6 +46,7 @@ class ExposureLog:
                 "position": position,
                 "propensity": answer.propensities[position] if answer.propensities is not None else None,
                 "source": answer.sources[position],
+                "tail_creator": answer.tail_creators[position],
             }
             for position, item in enumerate(answer.item_ids)
         ]

@@ -20,6 +20,7 @@ from omnifeed.export.encode import EncodeSpec, Floats, Ints, encode_items, unkno
 from omnifeed.export.rows import Stack
 from omnifeed.serving.recommend.eligibility import Eligibility
 from omnifeed.serving.recommend.parts import Arrays, Parts
+from omnifeed.serving.recommend.texts import Texts
 
 if TYPE_CHECKING:
     from omnifeed.serving.recommend.nearest import Near
@@ -56,14 +57,15 @@ class Index:
 
     spec: EncodeSpec
     catalogue: Catalogue
-    stacks: Mapping[str, Stack]  # text, item_dense, keys, and with a network item_vec and item_key
+    texts: Texts  # [N + 1]
+    stacks: Mapping[str, Stack] = field(default_factory=dict)  # with a network item_dense, keys, item_vec, item_key
     near: Near | None = None  # of a large one
     eligibility: Eligibility = field(default_factory=Eligibility, repr=False, compare=False)
 
     @property
     def count(self) -> int:
         """N."""
-        return len(self.text) - 1
+        return len(self.texts) - 1
 
     @property
     def rows(self) -> Mapping[str, int]:
@@ -71,18 +73,13 @@ class Index:
         return _Rows(self.catalogue, self.count)
 
     @property
-    def text(self) -> Floats:
-        """[N + 1, text_dims]."""
-        return self.stacks["text"].rows
-
-    @property
     def plain(self) -> Floats:
-        """[N + 1, ITEM_DIMS], `item_dense` of the item encoder's inputs."""
+        """[N + 1, ITEM_DIMS], `item_dense` of the item encoder's inputs; KeyError without a network."""
         return self.stacks["item_dense"].rows
 
     @property
     def keys(self) -> Ints:
-        """[N + 1, 2], `item_keys`: what a history is matched by."""
+        """[N + 1, 2], `item_keys`: what a history is matched by; KeyError without a network."""
         return self.stacks["keys"].rows
 
     @property
@@ -113,29 +110,43 @@ class Index:
         return self.catalogue.trending_of(scenario)[: self.count]
 
 
-def build_index(spec: EncodeSpec, catalogue: Catalogue, parts: Parts | None, previous: Index | None = None) -> Index:
+def build_index(
+    spec: EncodeSpec,
+    catalogue: Catalogue,
+    parts: Parts | None,
+    previous: Index | None = None,
+    beside: Index | None = None,
+) -> Index:
     """Encode what is not encoded yet.
 
     Args:
         parts: whose item encoder makes the vectors; None for a release without a network.
         previous: of the same release, on a former state or a former snapshot: what it holds is not encoded again.
+        beside: of another release; where its text vectors are the same, both have them in common.
 
     Raises:
         UnavailableError: the item encoder's vectors are not finite.
         Exception: whatever `parts` raises; nothing is kept.
     """
+    shared = beside.texts if beside is not None and _same_texts(spec, catalogue, beside) else None
     if previous is not None and previous.catalogue.base == catalogue.base:
         missing = np.arange(previous.count + 1, len(catalogue) + 1)
         if not len(missing):
             return previous.on(catalogue)
-        encoded = _encoded(spec, catalogue, parts, missing)
+        texts, encoded = _encoded(spec, catalogue, parts, missing, shared or previous.texts)
         stacks = {name: stack.extended(encoded[name]) for name, stack in previous.stacks.items()}
-        return replace(previous, catalogue=catalogue, stacks=stacks)
+        return replace(previous, catalogue=catalogue, texts=texts, stacks=stacks)
+    if previous is None:
+        every = np.arange(len(catalogue) + 1)
+        texts, encoded = _encoded(spec, catalogue, parts, every, shared or Texts(spec.text_dims, len(every)))
+        return Index(spec, catalogue, texts, {name: Stack(rows) for name, rows in encoded.items()})
     origin = _origins(catalogue, previous)
     fresh, same = np.flatnonzero(origin < 0), np.flatnonzero(origin >= 0)
-    encoded = _encoded(spec, catalogue, parts, fresh)
-    if previous is None:
-        return Index(spec, catalogue, {name: Stack(rows) for name, rows in encoded.items()})
+    texts, encoded = _encoded(spec, catalogue, parts, fresh, shared or previous.texts.taken(origin[same]))
+    if shared is None:
+        place = np.empty(len(origin), np.int64)
+        place[same], place[fresh] = np.arange(len(same)), len(same) + np.arange(len(fresh))
+        texts = texts.taken(place)
     stacks = {}
     for name, stack in previous.stacks.items():
         merged = np.empty((len(origin), stack.rows.shape[1]), stack.rows.dtype)
@@ -143,22 +154,37 @@ def build_index(spec: EncodeSpec, catalogue: Catalogue, parts: Parts | None, pre
         if len(fresh):
             merged[fresh] = encoded[name]
         stacks[name] = Stack(merged)
-    return Index(spec, catalogue, stacks)
+    return Index(spec, catalogue, texts, stacks)
 
 
-def _encoded(spec: EncodeSpec, catalogue: Catalogue, parts: Parts | None, rows: Ints) -> dict[str, npt.NDArray[Any]]:
-    """Every stack's part for these rows (from 1; 0 is the unknown item), in their order."""
-    pieces: dict[str, list[npt.NDArray[Any]]] = {}
+def _same_texts(spec: EncodeSpec, catalogue: Catalogue, other: Index) -> bool:
+    """Whether the other index holds the text vectors of the whole catalogue under this specification."""
+    same = (spec.salt, spec.text_dims) == (other.spec.salt, other.spec.text_dims)
+    return same and other.catalogue.base == catalogue.base and other.count == len(catalogue)
+
+
+def _encoded(
+    spec: EncodeSpec, catalogue: Catalogue, parts: Parts | None, rows: Ints, texts: Texts
+) -> tuple[Texts, dict[str, npt.NDArray[Any]]]:
+    """The text vectors with those of these rows (from 1; 0 is the unknown item) after them, unless they hold all rows
+    already, and with a network the other stacks' rows.
+    """
+    complete, found = len(texts) == len(catalogue) + 1, dict[str, npt.NDArray[Any]]()
+    if complete and parts is None:
+        return texts, found
     for start in range(0, len(rows), CHUNK):
         inputs = _inputs(spec, catalogue, rows[start : start + CHUNK].tolist())
-        vectors = {} if parts is None else parts.item_encoder(inputs)
-        for name in vectors:
-            if not np.isfinite(vectors[name]).all():
+        texts = texts if complete else texts.extended(inputs["text"])
+        if parts is None:
+            continue
+        plain = {"item_dense": inputs["item_dense"], "keys": item_keys(inputs)}
+        for name, matrix in {**plain, **parts.item_encoder(inputs)}.items():
+            if not np.isfinite(matrix).all():
                 raise UnavailableError("The item encoder gave vectors that are not finite.", "Roll back.")
-        known = {"text": inputs["text"], "item_dense": inputs["item_dense"], "keys": item_keys(inputs)}
-        for name, matrix in {**known, **vectors}.items():
-            pieces.setdefault(name, []).append(matrix)
-    return {name: np.concatenate(matrices) for name, matrices in pieces.items()}
+            if name not in found:
+                found[name] = np.empty((len(rows), matrix.shape[1]), matrix.dtype)
+            found[name][start : start + len(matrix)] = matrix
+    return texts, found
 
 
 def _inputs(spec: EncodeSpec, catalogue: Catalogue, rows: Sequence[int]) -> Arrays:

@@ -214,5 +214,5 @@ class Live:
         trending = self.state.trending
         if parts is None and trending is not None and spec == trending.spec:
             return Loaded(release, None, trending)
-        index = build_index(spec, catalogue, parts, former.index if former else None)
+        index = build_index(spec, catalogue, parts, former.index if former else None, trending)
         return Loaded(release, parts, with_near(index, self._exact_up_to))

@@ -84,6 +84,11 @@ class Stages:
 
     def __init__(self) -> None:
         self.ms: dict[Stage, float] = {}
+        self._begun = time.perf_counter()
+
+    def elapsed_ms(self) -> float:
+        """Since the request came."""
+        return (time.perf_counter() - self._begun) * 1_000
 
     @contextmanager
     def __call__(self, stage: Stage) -> Iterator[None]:

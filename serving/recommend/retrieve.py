@@ -52,7 +52,8 @@ def trending(index: Index, scenario: str, query: Floats | None, mask: Bools, cou
     Args:
         query: float32 [text_dims], the query's text vector; None without a query.
     """
-    scores = _trending_scores(index, scenario, query)
+    match = index.texts.match(query)[1:] if query is not None else None
+    scores = trending_scores(index.trending_of(scenario), match)
     rows = _top(scores, mask, count)
     return Candidates(rows + 1, scores[rows], source_of(Source.TRENDING, len(rows)))
 
@@ -72,14 +73,17 @@ def dense(
         at most `count` candidates, all scored by `retrieval_scores`.
     """
     pool = index.near.pool(user_vec, scenario, mask, count, weight) if index.near is not None else None
-    grown, keys, text = index.trending_of(scenario), index.key[1:], index.text[1:]
+    grown, keys = index.trending_of(scenario), index.key[1:]
+    match = None
     if pool is not None:
-        grown, keys, text, mask = grown[pool], keys[pool], text[pool], np.ones(len(pool), np.bool_)
+        grown, keys, mask = grown[pool], keys[pool], np.ones(len(pool), np.bool_)
+    if query is not None:
+        match = index.texts.match(query)[1:] if pool is None else index.texts.match(query, pool + 1)
     scores = retrieval_scores(keys @ user_vec, grown, weight)
     nearest = _top(scores, mask, count)
     quota = int(count * TRENDING_SHARE)
     head = nearest[: count - quota]
-    trend = _top(trending_scores(grown, None if query is None else text @ query), mask, count)
+    trend = _top(trending_scores(grown, match), mask, count)
     joined = trend[~np.isin(trend, head)][:quota]
     rest = nearest[count - quota :]
     rest = rest[~np.isin(rest, joined)][: count - len(head) - len(joined)]
@@ -107,12 +111,8 @@ def own_dense(index: Index, rows: Ints, user_vec: Floats, scenario: str, weight:
 
 def own_trending(index: Index, rows: Ints, scenario: str, query: Floats | None) -> Floats:
     """float32 [K]: trending scores of the caller's candidates."""
-    return _trending_scores(index, scenario, query)[rows - 1]
-
-
-def _trending_scores(index: Index, scenario: str, query: Floats | None) -> Floats:
-    match = index.text[1:] @ query if query is not None else None
-    return trending_scores(index.trending_of(scenario), match)
+    match = index.texts.match(query, rows) if query is not None else None
+    return trending_scores(index.trending_of(scenario)[rows - 1], match)
 
 
 def _top(scores: Floats, mask: Bools, count: int) -> npt.NDArray[np.int64]:

@@ -83,11 +83,11 @@ def test_the_command_verifies_and_exports(home: Home, tmp_path: Path, monkeypatc
 
     monkeypatch.setenv("OMNIFEED_HOME", str(home.root))
     path = tmp_path / "audit.parquet"
-    answer = CliRunner().invoke(cli, ["ledger", "--verify", "--export", str(path), "--json"])
-    printed = json.loads(answer.output)
-    assert printed["audit"] == {"entries": 4, "decisions": 2, "discrepancies": []}
-    assert (printed["exported"]["entries"], path.exists()) == (4, True)
+    answer = CliRunner().invoke(cli, ["ledger", "verify", "--json"])
+    assert json.loads(answer.output) == {"entries": 4, "decisions": 2, "discrepancies": []}
+    answer = CliRunner().invoke(cli, ["ledger", "export", str(path), "--json"])
+    assert (json.loads(answer.output)["entries"], path.exists()) == (4, True)
     Ledger(home).append("DECISION", {"verdict": "PROMOTE"}, HORIZON, once="by hand")
-    answer = CliRunner().invoke(cli, ["ledger", "--verify"])
+    answer = CliRunner().invoke(cli, ["ledger", "verify"])
     assert isinstance(answer.exception, IntegrityError)
     assert "entry 4" in answer.exception.problem

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from omnifeed.experiment.assignment import assign
 from omnifeed.experiment.decision import Decision, MetricResult, Verdict
 from omnifeed.experiment.estimate import effect
 from omnifeed.experiment.evidence import ALL, ArmNumbers
-from omnifeed.experiment.metrics import METRICS, judged_metrics
+from omnifeed.experiment.metrics import DERIVED, METRICS, judged_metrics
 from omnifeed.experiment.verdict import decide
 
 CONFIG = Config(
@@ -29,7 +30,7 @@ CONFIG = Config(
         success=("click_rate", "orders_per_user"),
         guardrails=("hide_rate", "views_per_user", "retention"),
         guardrail_margins=(0.3, 0.1, 0.1),
-        quality=("diversity", "likes_per_user"),
+        quality=("diversity", "likes_per_user", "latency", "tail_share"),
         caps={"orders_per_user": 2.0},
     )
 )
@@ -40,7 +41,13 @@ RATES = {"viewed": 0.7, "click": 0.4, "order": 0.3, "hide": 0.1, "like": 0.2}
 
 @pytest.fixture(scope="module")
 def logs() -> Logs:
-    return traffic(TEST, users=1500, seed=6, rates=RATES, days=14, challenger=lambda name, _: 1.1)
+    made = traffic(TEST, users=1500, seed=6, rates=RATES, days=14, challenger=lambda name, _: 1.1)
+    luck = random.Random(4)
+    took = {line["request_id"]: luck.choice([None, 3.25, 8.5, 40.125]) for line in made.exposures}
+    for line in made.exposures:  # some answers say not how long they took, some items have no creator
+        line["latency_ms"] = took[line["request_id"]]
+        line["tail_creator"] = luck.choice([None, False, True])
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +73,14 @@ def by_user(logs: Logs, name: str) -> dict[str, np.ndarray]:
         last = line["ts"] >= START + 7 * DAY
         served[user] = max(served[user], float(last)) if name == "last_week" else served[user] + (name == "served")
         served[user] += name == "first_shown" and new
-    if name in ("served", "first_shown", "last_week"):
+        timed = line["position"] == 0 and line["latency_ms"] is not None
+        served[user] += {
+            "answered": float(timed),
+            "waited": (line["latency_ms"] or 0) / 1000 * timed,
+            "authored": float(line["tail_creator"] is not None),
+            "of_tail": float(line["tail_creator"] is True),
+        }.get(name, 0.0)
+    if name in DERIVED:
         return {arm: np.array([served[user] for user in sorted(each)]) for arm, each in users.items()}
     for line in logs.outcomes:
         if line["name"] == name:
@@ -81,7 +95,13 @@ def result(decision: Decision, name: str) -> MetricResult:
 
 @pytest.mark.parametrize(
     ("name", "above", "below"),
-    [("click_rate", "click", "viewed"), ("hide_rate", "hide", "viewed"), ("diversity", "first_shown", "served")],
+    [
+        ("click_rate", "click", "viewed"),
+        ("hide_rate", "hide", "viewed"),
+        ("diversity", "first_shown", "served"),
+        ("latency", "waited", "answered"),
+        ("tail_share", "of_tail", "authored"),
+    ],
 )
 def test_a_ratio_is_tested_by_the_delta_method_over_users(
     decision: Decision, logs: Logs, name: str, above: str, below: str
@@ -102,11 +122,11 @@ def test_a_ratio_is_tested_by_the_delta_method_over_users(
 
 def test_cuped_adjusts_a_ratio_by_the_ratio_before(folder: Path, logs: Logs) -> None:
     y, x = by_user(logs, "click"), by_user(logs, "viewed")
-    random = np.random.default_rng(2)
+    luck = np.random.default_rng(2)
     users: dict[str, list[str]] = {"champion": [], "challenger": []}
     for user in sorted({line["user_id"] for line in logs.exposures}):
         users[assign(TEST, user).name].append(user)
-    past_x = {arm: np.maximum(x[arm] + random.integers(-1, 2, len(x[arm])), 1.0) for arm in x}
+    past_x = {arm: np.maximum(x[arm] + luck.integers(-1, 2, len(x[arm])), 1.0) for arm in x}
     past_y = {arm: np.round(y[arm] * past_x[arm] / np.maximum(x[arm], 1)) for arm in x}
     before = pa.table(
         {

@@ -119,8 +119,9 @@ def test_less_traffic_takes_longer(accepted: Path, plan: Plan) -> None:
         make_plan(accepted, CONFIG, NOW, traffic_share=0.0)
 
 
-def test_a_metric_that_never_happens_is_not_planned_for(accepted: Path) -> None:
-    config = dataclasses.replace(CONFIG, experiment=dataclasses.replace(CONFIG.experiment, success=("carts_per_user",)))
+@pytest.mark.parametrize("metric", ["carts_per_user", "latency"])  # nobody does it; past events do not tell it
+def test_a_metric_that_never_happens_is_not_planned_for(accepted: Path, metric: str) -> None:
+    config = dataclasses.replace(CONFIG, experiment=dataclasses.replace(CONFIG.experiment, success=(metric,)))
     plan = make_plan(accepted, config, NOW)
     assert (plan.metrics[0].users_needed, plan.metrics[0].power, plan.weeks) == (None, None, None)
     assert "nothing can be planned" in plan_text(plan)

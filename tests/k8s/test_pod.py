@@ -26,10 +26,11 @@ from tritonclient.grpc import InferenceServerClient, service_pb2, service_pb2_gr
 from tritonclient.utils import InferenceServerException
 
 from omnifeed.config import Config
-from omnifeed.errors import IntegrityError
+from omnifeed.errors import IntegrityError, OmnifeedError
 from omnifeed.experiment.ledger import Ledger
 from omnifeed.export.bundle import export_trending
 from omnifeed.export.catalogue import write_snapshot
+from omnifeed.export.encode import EncodeSpec
 from omnifeed.export.release import Release, bundle_files
 from omnifeed.home import Home, write_json
 from omnifeed.serving.client import Client
@@ -58,7 +59,8 @@ def home(tmp_path: Path) -> Home:
         model = folder / "models" / f"ranker_{number}"
         (model / "1").mkdir(parents=True)
         (model / "config.pbtxt").write_text(f'name: "ranker_{number}"')
-        release = Release(number, "network", 0, (0, 0), {}, "", "", "", (), {}, {}, {}, bundle_files(folder))
+        encode = EncodeSpec.from_config(Config()).to_dict()
+        release = Release(number, "network", 0, (0, 0), encode, "", "", "", (), {}, {}, {}, bundle_files(folder))
         write_json(folder / "release.json", release.to_dict())
     Ledger(home).append("BOOTSTRAP", {"release": "2"}, 0)
     return home
@@ -106,6 +108,16 @@ def test_an_experiment_that_runs_already_is_left_alone(home: Home, tmp_path: Pat
 def test_a_changed_bundle_keeps_triton_from_starting(home: Home, tmp_path: Path) -> None:
     (home.releases / "2" / "models" / "ranker_2" / "config.pbtxt").write_text("another")
     with pytest.raises(IntegrityError, match="has changed"):
+        assemble(home, tmp_path)
+
+
+def test_two_releases_that_do_not_fit_keep_triton_from_starting(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMNIFEED_MEMORY_LIMIT", str(300 * 2**20))
+    assemble(home, tmp_path)  # one release: there is nothing to go back to
+    (tmp_path / "experiment.json").write_text(experiment("1"))
+    with pytest.raises(OmnifeedError, match="more than 80% of the 300 MiB"):
         assemble(home, tmp_path)
 
 
@@ -265,6 +277,7 @@ def real_triton(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], dict[
         "PYTHONPATH": str(work / "packages"),
         "OMNIFEED_HOME": str(home.root),
         "OMNIFEED_CONFIG": str(work / "config.json"),
+        "OMNIFEED_METRICS": f"127.0.0.1:{ports['metrics']}",
     }
     with (tmp_path / "triton.log").open("wb") as log:
         process = subprocess.Popen(
@@ -317,4 +330,18 @@ def test_a_real_triton_starts_with_these_arguments_and_its_crash_is_noticed(
     assert "INTERNAL" in canary.fault(client)
     assert status_of(ports["http"], "/v2/models/recommend/ready") == 200
     assert status_of(ports["http"], "/v2/health/ready") == 200
+    stop = threading.Event()
+    healing = threading.Thread(target=canary.heal, args=(f"127.0.0.1:{ports['grpc']}", "key", stop))
+    noticed = time.monotonic()
+    healing.start()
+    with Client(f"127.0.0.1:{ports['grpc']}", deadline_s=30) as user:
+        while True:
+            try:
+                assert user.recommend("u1", "short_video", k=1).item_ids == ("i1",)
+                break
+            except OmnifeedError:
+                assert time.monotonic() - noticed < 20
+    stop.set()
+    healing.join()
+    assert canary.fault(client) is None
     client.close()

@@ -61,9 +61,11 @@ def test_champion_and_ledger_follow_from_the_verdict(loop: Loop) -> None:
     assert kinds == ["BOOTSTRAP", "DEPLOY", "DECISION", *(["PROMOTE"] if promoted else [])]
     assert loop.outcome["champion"] == Ledger(loop.home).champion() == ("1" if promoted else "0")
     assert not (loop.home.experiments / "current.json").exists()
-    verified = omnifeed(loop.home.root, "ledger", "--verify", "--json")
+    verified = omnifeed(loop.home.root, "ledger", "verify", "--json")
     assert verified.code == 0
-    assert [entry["kind"] for entry in verified.json()["entries"]] == kinds
+    assert verified.json() == {"entries": len(kinds), "decisions": 1, "discrepancies": []}
+    shown = omnifeed(loop.home.root, "ledger", "--json")
+    assert [entry["kind"] for entry in shown.json()["entries"]] == kinds
 
 
 def test_what_was_served_is_logged_by_the_arm_of_its_user_and_kept_for_training(

@@ -19,7 +19,7 @@ REQUEST = Request(user_id="a-private-user", scenario="search", request_id="r1", 
 
 
 def answer(stages: dict[Stage, float] | None = None, degraded: tuple[Reason, ...] = ()) -> Answer:
-    return Answer((), (), (), None, (), degraded, "champion", "1", "trial", "r1", stages or {})
+    return Answer((), (), (), None, (), (), degraded, "champion", "1", "trial", "r1", stages=stages or {})
 
 
 @given(st.lists(st.floats(0, 5_000), min_size=1, max_size=40))

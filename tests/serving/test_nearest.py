@@ -15,6 +15,7 @@ from omnifeed.home import Home
 from omnifeed.serving.recommend import nearest, retrieve
 from omnifeed.serving.recommend.index import Index
 from omnifeed.serving.recommend.nearest import with_near
+from omnifeed.serving.recommend.texts import Texts
 
 pytest.importorskip("faiss")
 
@@ -35,8 +36,8 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     keys = centres[rng.integers(0, 300, ITEMS + 1)] + 0.5 * rng.normal(size=(ITEMS + 1, WIDTH))
     keys = (keys / np.linalg.norm(keys, axis=1, keepdims=True)).astype(np.float32)
     text = np.eye(16, dtype=np.float32)[rng.integers(0, 16, ITEMS + 1)]
-    stacks = {"text": Stack(text), "item_vec": Stack(keys), "item_key": Stack(keys)}
-    return Index(EncodeSpec.from_config(config()), load_snapshot(home), stacks)
+    stacks = {"item_vec": Stack(keys), "item_key": Stack(keys)}
+    return Index(EncodeSpec.from_config(config()), load_snapshot(home), Texts(16).extended(text), stacks)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,8 @@ def test_what_came_after_it_was_built_is_found(index: Index, near: Index, monkey
     }
     features = {name: stack.extended(stack.rows[:3]) for name, stack in catalogue.features.items()}
     grown = replace(catalogue, features=features, **longer)
-    later = replace(near, catalogue=grown, stacks=more)
+    texts = near.texts.extended(np.eye(16, dtype=np.float32)[:3])
+    later = replace(near, catalogue=grown, texts=texts, stacks=more)
     mask = np.ones(size + 3, np.bool_)
     found = retrieve.dense(later, user, "feed", None, mask, COUNT, np.float32(0))
     assert {size + 1, size + 2, size + 3} <= set(found.rows[:5].tolist())
@@ -123,4 +125,4 @@ def test_what_came_after_it_was_built_is_found(index: Index, near: Index, monkey
 
 def test_small_catalogues_and_releases_without_a_network_are_searched_exactly(index: Index) -> None:
     assert with_near(index, ITEMS).near is None
-    assert with_near(replace(index, stacks={"text": index.stacks["text"]}), 1_000).near is None
+    assert with_near(replace(index, stacks={}), 1_000).near is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import threading
 import time
@@ -27,7 +28,9 @@ from omnifeed.serving.client import Client
 from omnifeed.serving.processes import _ERROR
 from omnifeed.serving.recommend.contract import Reason, Stage
 from omnifeed.serving.recommend.metrics import FAMILIES
+from omnifeed.serving.recommend.sink import WAIT_S
 from omnifeed.serving.server import LocalServer, triton_environment
+from omnifeed.serving.wire import Recommendation
 from serving.feature_double import FeatureDouble, Served
 
 try:
@@ -222,15 +225,17 @@ def test_the_async_client_asks_many_at_once_and_says_the_same(server: Served, cl
         assert (answer.item_ids, answer.arm, answer.scores) == (same.item_ids, same.arm, same.scores)
 
 
-def test_a_flood_is_forgotten_with_its_callers_and_memory_stays(server: Served, client: Client) -> None:
+def test_a_flood_is_refused_at_once_or_forgotten_with_its_callers_and_memory_stays(
+    server: Served, client: Client
+) -> None:
     triton = psutil.Process(server.children[0].pid)
 
     def resident() -> int:
         return sum(process.memory_info().rss for process in [triton, *triton.children(recursive=True)])
 
-    async def flood(requests: int) -> Counter[str]:
+    async def flood(requests: int, deadline_s: float) -> Counter[str]:
         said: Counter[str] = Counter()
-        async with AsyncClient(server.url, deadline_s=0.5) as one:
+        async with AsyncClient(server.url, deadline_s=deadline_s) as one:
 
             async def ask(n: int) -> None:
                 try:
@@ -242,20 +247,28 @@ def test_a_flood_is_forgotten_with_its_callers_and_memory_stays(server: Served, 
             await asyncio.gather(*(ask(n) for n in range(requests)))
         return said
 
-    key = "omnifeed_abandoned_total", frozenset[tuple[str, str]]()
-    asyncio.run(flood(2_000))
-    before, abandoned = resident(), counted(server)[key]
-    said = asyncio.run(flood(2_000))
+    late = "Ask again, with the same request_id; if it lasts, allow more time or add replicas."
+    full = "Ask again in a second, with the same request_id; if it lasts, add replicas."
+    no_labels = frozenset[tuple[str, str]]()
+    abandoned = "omnifeed_abandoned_total", no_labels
+    refused = "omnifeed_refusals_total", frozenset({("code", "UNAVAILABLE"), ("kind", "")})
+    asyncio.run(flood(2_000, 1.5))
+    before, counts = resident(), counted(server)
+    impatient = asyncio.run(flood(2_000, 0.2))
     start = time.monotonic()
     assert client.recommend("u1", "search", now=NOW).item_ids
     assert time.monotonic() - start < 1.5  # the backlog of about 2,000 answers would take ten seconds
-    assert said.total() == 2_000
-    late = "Ask again, with the same request_id; if it lasts, allow more time or add replicas."
-    assert said["answered"] > 0
-    assert said[late] > 0
-    assert set(said) == {"answered", late}
+    assert impatient.total() == 2_000
+    assert impatient[late] > 0
+    begun = time.monotonic()
+    patient = asyncio.run(flood(2_000, 20))
+    assert set(patient) == {"answered", full}  # nobody had to wait for a deadline
+    assert patient["answered"] > 100
+    assert patient[full] > 500
+    assert time.monotonic() - begun < 8
     assert resident() - before < 40 * 2**20
-    wait_for(lambda: counted(server)[key] > abandoned, 5)
+    wait_for(lambda: counted(server)[abandoned] > counts[abandoned], 5)
+    wait_for(lambda: counted(server)[refused] > counts[refused], 5)
 
 
 @pytest.fixture
@@ -295,6 +308,51 @@ def test_on_a_full_disk_answers_go_on_and_every_loss_is_counted(
     path.write_text(former)
 
 
+def test_a_sink_that_hangs_costs_a_moment_once_and_every_loss_is_counted(server: Served, client: Client) -> None:
+    """Named pipes that nobody reads stand where the files would: opening one for writing does not come back."""
+    exposures = server.home.experiments / "trial" / "exposures"
+    before, answers = counted(server), []
+
+    def ask(user: str) -> Recommendation:
+        answers.append(client.recommend(user, "search", now=NOW))
+        return answers[-1]
+
+    wait_for(lambda: ask("u").experiment == "trial" and len(list(exposures.glob("*.jsonl"))) == 2, 10)
+    stuck = server.home.experiments / "stuck" / "exposures"
+    stuck.mkdir(parents=True)
+    pipes = [stuck / file.name for file in exposures.glob("*.jsonl")]
+    for pipe in pipes:
+        os.mkfifo(pipe)
+    path = server.home.experiments / "current.json"
+    former = path.read_text()
+    arms = (Arm("champion", "1", 0.5), Arm("challenger", "0", 0.5))
+    write_json(path, Experiment("stuck", "salt", arms, 0, FOREVER, "").to_dict())
+    for _ in range(2):
+        wait_for(lambda: client.recommend("u", "search", now=NOW, probe=True).experiment == "stuck", 5)
+    took = []
+    for n in range(40):
+        start = time.monotonic()
+        ask(f"u{n}")
+        took.append(time.monotonic() - start)
+    in_time = [answer for answer in answers if answer.experiment == "stuck"]
+    assert len(in_time) > 30
+    assert all(Reason.EXPOSURES_NOT_LOGGED in answer.degraded and len(answer.item_ids) == 10 for answer in in_time)
+    assert max(took) < 0.5
+    assert sorted(took)[-4] < WAIT_S + 0.05  # the wait is paid once a process, not by every request
+    key = "omnifeed_exposures_lost_total", frozenset[tuple[str, str]]()
+    lost = sum(Reason.EXPOSURES_NOT_LOGGED in answer.degraded for answer in answers)
+    wait_for(lambda: counted(server)[key] - before[key] == lost, 5)
+    readers = [os.open(pipe, os.O_RDONLY | os.O_NONBLOCK) for pipe in pipes]  # the volume is back
+    path.write_text(former)
+    for _ in range(2):
+        wait_for(lambda: client.recommend("u", "search", now=NOW, probe=True).experiment == "trial", 5)
+    again = client.recommend("u1", "search", now=NOW)
+    assert Reason.EXPOSURES_NOT_LOGGED not in again.degraded
+    assert any(again.request_id in file.read_text() for file in exposures.glob("*.jsonl"))
+    for reader in readers:
+        os.close(reader)
+
+
 def test_clients_find_a_server_that_was_stopped_and_started_again(tmp_path: Path) -> None:
     """SIGTERM under load: what was answered is logged, what was not says so, and the same clients go on."""
     home = copied(tmp_path / "home")
@@ -322,7 +380,9 @@ def test_clients_find_a_server_that_was_stopped_and_started_again(tmp_path: Path
                 askers = [asyncio.create_task(ask(name)) for name in range(4)]
                 while len(answered) < 50:
                     await asyncio.sleep(0.01)
+                begun = time.monotonic()
                 await asyncio.to_thread(first.stop)
+                assert time.monotonic() - begun < 20  # a model that does not end is waited for until 30 s
                 with_ports = LocalServer(home, settings, simulated_clock=True, features=False)
                 second = await asyncio.to_thread(with_ports.__enter__)
                 again.set()

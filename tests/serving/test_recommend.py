@@ -316,7 +316,10 @@ def test_exposures_are_written_before_the_answer_leaves(server: Server) -> None:
     lines = server.exposures()
     assert [line["item_id"] for line in lines] == list(answer.item_ids)
     assert [line["position"] for line in lines] == list(range(5))
+    assert {line.pop("latency_ms") for line in lines} == {round(answer.elapsed_ms, 3)}
+    assert answer.elapsed_ms > 0
     assert lines[0] == {
+        "tail_creator": answer.tail_creators[0],
         "request_id": "once",
         "item_id": answer.item_ids[0],
         "position": 0,

@@ -2,9 +2,10 @@
 
 Settings come from the environment, so this folder is the same on a laptop and in a container: OMNIFEED_HOME,
 OMNIFEED_CONFIG (a file with `Config.to_json()`), OMNIFEED_FEATURES (host:port, absent: no feature server),
-OMNIFEED_SIMULATED_CLOCK=1.
+OMNIFEED_METRICS (host:port of this Triton's), OMNIFEED_SIMULATED_CLOCK=1.
 """
 
+import json
 import logging
 import os
 import threading
@@ -18,6 +19,7 @@ from omnifeed.errors import OmnifeedError, UnavailableError
 from omnifeed.features.online import FeatureClient
 from omnifeed.home import Home
 from omnifeed.serving.recommend import journal
+from omnifeed.serving.recommend.backlog import LOOK_S, Backlog
 from omnifeed.serving.recommend.bls import BlsParts, traced_by
 from omnifeed.serving.recommend.contract import ERROR_SEPARATOR, INPUT_TYPES
 from omnifeed.serving.recommend.engine import Recommender
@@ -60,8 +62,13 @@ class TritonPythonModel:
             feature_log=self.features,
             metrics=self.metrics,
         )
+        group = json.loads(args["model_config"])["instance_group"]
+        instances = sum(one["count"] for one in group)
+        self.backlog = Backlog(os.environ["OMNIFEED_METRICS"], config.serving.queue_limit, instances)
         self.stopping, self.complete = threading.Event(), threading.Event()
-        self.pollers = [threading.Thread(target=one, daemon=True) for one in (self.follow, self.build, self.count)]
+        self.pollers = [
+            threading.Thread(target=one, daemon=True) for one in (self.follow, self.build, self.count, self.queue)
+        ]
         for poller in self.pollers:
             poller.start()
 
@@ -90,6 +97,14 @@ class TritonPythonModel:
             except Exception:
                 log.exception("metrics not handed over")
 
+    def queue(self):
+        """Look how many requests wait."""
+        while not self.stopping.wait(LOOK_S):
+            try:
+                self.backlog.look()
+            except Exception:
+                log.exception("the queue cannot be seen")
+
     def execute(self, requests):
         """Answer the requests one by one; the first ones wait for the first index."""
         if not self.complete.is_set():
@@ -104,6 +119,11 @@ class TritonPythonModel:
             self.metrics.abandoned()
             return pb_utils.InferenceResponse(error=pb_utils.TritonError("cancelled", pb_utils.TritonError.CANCELLED))
         try:
+            if self.backlog.refuses():
+                raise UnavailableError(
+                    "More requests are waiting than this server answers in time.",
+                    "Ask again in a second, with the same request_id; if it lasts, add replicas.",
+                )
             traced_by(request)
             for name in INPUT_TYPES:
                 tensor = pb_utils.get_input_tensor_by_name(request, name)

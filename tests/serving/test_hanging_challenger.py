@@ -1,0 +1,78 @@
+"""A challenger that never answers costs its own users half a second once in a while, and the champion's nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import pytest
+from export.releases import NOW, config, copied, experiment, variant
+from onnx import TensorProto, helper
+
+from omnifeed.errors import UnavailableError
+from omnifeed.serving import server as server_module
+from omnifeed.serving.client import Client
+from omnifeed.serving.recommend.contract import PART_S, Reason
+from omnifeed.serving.server import LocalServer, triton_environment
+
+try:
+    triton_environment()
+except UnavailableError as missing:
+    pytest.skip(missing.problem, allow_module_level=True)
+
+
+def never_answers(folder: Path) -> None:
+    """The ranker counts to a trillion first."""
+    path = next(folder.glob("models/ranker_*/1/model.onnx"))
+    model = onnx.load(path)
+    for node in model.graph.node:
+        node.output[:] = ["before" if name == "probabilities" else name for name in node.output]
+    number, flag = (lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [])), TensorProto.BOOL
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go_in"], ["go_out"]), helper.make_node("Identity", ["sum_in"], ["sum_out"])],
+        "count",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_in", flag, []),
+            number("sum_in"),
+        ],
+        [helper.make_tensor_value_info("go_out", flag, []), number("sum_out")],
+    )
+    for name, value in (("turns", np.array(10**12)), ("go", np.array(True)), ("nothing", np.array(0, np.float32))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    model.graph.node.append(helper.make_node("Loop", ["turns", "go", "nothing"], ["counted"], body=body))
+    model.graph.node.append(helper.make_node("Add", ["before", "counted"], ["probabilities"]))
+    onnx.save(model, path)
+
+
+@pytest.fixture
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+    monkeypatch.setattr(server_module, "DRAIN_S", 1.0)  # it will not end what it is at
+    home = copied(tmp_path / "home")
+    variant(home, "2", never_answers)
+    experiment(home, ("champion", "1", 0.5), ("challenger", "2", 0.5))
+    with (
+        LocalServer(home, config(), simulated_clock=True, features=False) as server,
+        Client(server.url, deadline_s=10) as one,
+    ):
+        yield one
+
+
+def test_a_challenger_that_hangs_leaves_the_champion_on_time(client: Client) -> None:
+    took: dict[str, list[float]] = {"champion": [], "challenger": []}
+    for n in range(60):
+        for arm, times in took.items():
+            start = time.monotonic()
+            answer = client.recommend(f"u{n}", "search", arm=arm, now=NOW)
+            times.append(time.monotonic() - start)
+            assert (answer.release, answer.arm, len(answer.item_ids)) == ("1", arm, 10)
+            hung = {Reason.RANKER_FAILED, Reason.CHAMPION_ANSWER} if arm == "challenger" else set()
+            assert set(answer.degraded) == {Reason.NO_FEATURES} | hung
+    waited = [seconds for seconds in took["challenger"] if seconds >= PART_S]
+    assert len(waited) <= 2  # once a process
+    assert max(took["champion"]) < PART_S
+    assert float(np.median(took["champion"])) < 0.1
