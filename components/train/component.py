@@ -32,6 +32,7 @@ def train(
         folder = Home(Path(home)).root / "training" / training_key(Path(training_set.path), settings, former)
         result = run_training(Path(training_set.path), folder, settings, record.progress, former)
         shutil.copytree(folder, model.path, ignore=shutil.ignore_patterns("checkpoint", ".*"), dirs_exist_ok=True)
-        record.info = json.loads((folder / "losses.json").read_text(encoding="utf-8"))
+        losses = json.loads((folder / "losses.json").read_text(encoding="utf-8"))
+        record.info = {**losses, "began_with_release": former.name if former else None}
         metrics.log_metric("steps", result.steps)
         metrics.log_metric("best_epoch", result.best_epoch)
