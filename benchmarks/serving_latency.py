@@ -144,7 +144,7 @@ def same_answers(sides: list[Side], now: int, config: Config) -> float:
     for number in range(COMPARED):
         answers = []
         for side, ask in zip(sides, callers, strict=True):
-            answer = ask(asked(number, now, config, f"{side.name}-same-"))
+            answer = ask(asked(number, now, config, "same-"))
             items, degraded = (
                 (answer["item_ids"], answer["degraded"])
                 if isinstance(answer, dict)

@@ -275,10 +275,8 @@ class _Call:
             return found
         asked.probabilities = ranked
         config, tasks, price = self.config, loaded.release.tasks, index.catalogue.price[found.rows - 1]
-        scores = slate.values(
-            ranked, tasks, config.value, price, config.price_power, found.scores, config.retrieval_prior
-        )
-        return replace(found, scores=scores)
+        settings = config.value, price, config.price_power, found.scores, config.retrieval_prior
+        return replace(found, scores=slate.values(ranked, tasks, *settings))
 
     def _found(self, index: Index, user_vec: Floats, query: Floats | None, weight: np.float32) -> Candidates:
         mask, scenario = self._mask(index), self.request.scenario
@@ -375,7 +373,8 @@ class _Call:
 
     def _slate(self, index: Index, candidates: Candidates) -> None:
         request, config, catalogue, rows = self.request, self.config, index.catalogue, candidates.rows - 1
-        authors, categories = catalogue.author[rows], index.category[candidates.rows]
+        authors, texts = catalogue.author[rows], catalogue.texts
+        categories = slate.category_levels(texts["category"][row] for row in rows.tolist())
         free = request.candidates is None  # what the caller names is ranked, and nothing else
         chosen = slate.fill(
             slate.diversified(candidates.scores, authors, categories, request.k, config.diversity),
@@ -390,10 +389,9 @@ class _Call:
         )
         self.places, places = chosen.places, list(chosen.places)
         shown = rows[places]
-        self.item_ids = [str(catalogue.texts["item_id"][row]) for row in shown.tolist()]
+        self.item_ids = [str(texts["item_id"][row]) for row in shown.tolist()]
         self.scores = candidates.scores[places].tolist()
-        found = zip(candidates.sources[places], chosen.kept, strict=True)
-        self.sources = [Source.NEW if kept else source for source, kept in found]
+        self.sources = np.where(chosen.kept, np.array(Source.NEW, np.object_), candidates.sources[places]).tolist()
         self.propensities = chosen.propensities
         self.tail_creators = catalogue.of_tail(shown)
         self.interstitial = (catalogue.policy[shown] == POLICIES.index("INTERSTITIAL")).tolist()

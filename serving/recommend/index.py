@@ -59,7 +59,7 @@ class Index:
     spec: EncodeSpec
     catalogue: Catalogue
     texts: Texts  # [N + 1]
-    stacks: Mapping[str, Stack]  # category, and with a network item_dense, keys, item_vec, item_key
+    stacks: Mapping[str, Stack] = field(default_factory=dict)  # with a network item_dense, keys, item_vec, item_key
     near: Near | None = None  # of a large one
     eligibility: Eligibility = field(default_factory=Eligibility, repr=False, compare=False)
     newcomers: Newcomers = field(default_factory=Newcomers, repr=False, compare=False)
@@ -73,11 +73,6 @@ class Index:
     def rows(self) -> Mapping[str, int]:
         """item_id -> row, from 1."""
         return _Rows(self.catalogue, self.count)
-
-    @property
-    def category(self) -> npt.NDArray[np.int32]:
-        """[N + 1, CATEGORY_LEVELS], `encode_items`' buckets: 0 for none."""
-        return self.stacks["category"].rows
 
     @property
     def plain(self) -> Floats:
@@ -178,16 +173,18 @@ def _encoded(
     spec: EncodeSpec, catalogue: Catalogue, parts: Parts | None, rows: Ints, texts: Texts
 ) -> tuple[Texts, dict[str, npt.NDArray[Any]]]:
     """The text vectors with those of these rows (from 1; 0 is the unknown item) after them, unless they hold all rows
-    already, and the stacks' rows.
+    already, and with a network the other stacks' rows.
     """
     complete, found = len(texts) == len(catalogue) + 1, dict[str, npt.NDArray[Any]]()
+    if complete and parts is None:
+        return texts, found
     for start in range(0, len(rows), CHUNK):
         inputs = _inputs(spec, catalogue, rows[start : start + CHUNK].tolist())
         texts = texts if complete else texts.extended(inputs["text"])
-        known = {"category": inputs["category_bucket"].astype(np.int32)}
-        if parts is not None:
-            known |= {"item_dense": inputs["item_dense"], "keys": item_keys(inputs), **parts.item_encoder(inputs)}
-        for name, matrix in known.items():
+        if parts is None:
+            continue
+        plain = {"item_dense": inputs["item_dense"], "keys": item_keys(inputs)}
+        for name, matrix in {**plain, **parts.item_encoder(inputs)}.items():
             if not np.isfinite(matrix).all():
                 raise UnavailableError("The item encoder gave vectors that are not finite.", "Roll back.")
             if name not in found:

@@ -7,9 +7,11 @@ is drawn by chance, the chance of each draw given those above it is known, whate
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ import numpy.typing as npt
 
 from omnifeed.experiment.assignment import unit_interval
 from omnifeed.export.catalogue_state import Bools
-from omnifeed.export.encode import Floats, Ints
+from omnifeed.export.encode import CATEGORY_LEVELS, Floats, Ints
 
 DEPTH = 50  # best candidates among which a sampled slate chooses, or twice k if that is more
 
@@ -64,9 +66,7 @@ def values(
     return np.where(total > 0, total * prior, total).astype(np.float32)
 
 
-def diversified(
-    scores: Floats, authors: Ints, categories: npt.NDArray[np.int32], k: int, strength: float
-) -> npt.NDArray[np.float64]:
+def diversified(scores: Floats, authors: Ints, categories: Ints, k: int, strength: float) -> npt.NDArray[np.float64]:
     """The scores, less what repeats the items that greedy choice takes before (MMR; Carbonell and Goldstein 1998).
 
     Each of the k steps takes the best left, where an item counts its score less strength * (standard deviation of the
@@ -76,7 +76,7 @@ def diversified(
 
     Args:
         authors: int64 [K], a number for each creator, -1 for none.
-        categories: int32 [K, levels], a number for each category, 0 for none.
+        categories: int64 [K, levels], from `category_levels`.
 
     Returns:
         float64 [K].
@@ -95,14 +95,26 @@ def diversified(
     return np.where(taken, result, plain - worst)
 
 
-def likeness(authors: Ints, categories: npt.NDArray[np.int32]) -> Floats:
+def likeness(authors: Ints, categories: Ints) -> Floats:
     """float32 [K, K], in [0, 1]; an item without a creator or category is like no other in that respect."""
-    nobody = -1.0 - np.arange(len(authors), dtype=np.float32)
+    nobody = -1 - np.arange(len(authors))
     result = np.float32(0.5) * np.equal.outer(*2 * (np.where(authors < 0, nobody, authors),))
     share = np.float32(0.5 / categories.shape[1])
     for level in categories.T:
         result += share * np.equal.outer(*2 * (np.where(level > 0, level, nobody),))
     return np.asarray(result, np.float32)
+
+
+def category_levels(paths: Iterable[str | None]) -> Ints:
+    """int64 [K, CATEGORY_LEVELS]: a number for each level of each path, the same for the same prefix; 0 for none."""
+    return np.array([_levels(path or "") for path in paths], np.int64).reshape(-1, CATEGORY_LEVELS)
+
+
+@lru_cache(maxsize=1 << 16)
+def _levels(path: str) -> tuple[int, ...]:
+    names = path.split("/")[:CATEGORY_LEVELS] if path else []
+    numbers = [1 + zlib.crc32("/".join(names[: n + 1]).encode("utf-8", "surrogatepass")) for n in range(len(names))]
+    return (*numbers, *[0] * (CATEGORY_LEVELS - len(names)))
 
 
 def explored(request_id: str, share: float) -> bool:

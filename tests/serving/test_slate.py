@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omnifeed.serving.recommend.slate import DEPTH, Slate, diversified, explored, fill, likeness, values
+from omnifeed.serving.recommend.slate import (
+    DEPTH,
+    Slate,
+    category_levels,
+    diversified,
+    explored,
+    fill,
+    likeness,
+    values,
+)
 
 DRAWS = 8_000
 NOBODY = np.full(300, -1)  # items without a creator
@@ -163,7 +172,7 @@ def test_the_share_of_explored_requests() -> None:
 
 def test_likeness_is_half_the_creator_and_half_the_path() -> None:
     authors = np.array([7, 7, -1, -1])
-    categories = np.array([[1, 2, 3], [1, 2, 4], [1, 0, 0], [0, 0, 0]], np.float32)
+    categories = category_levels(["home/lamps/desk", "home/lamps/floor/tall", "home", None])
     like = likeness(authors, categories)
     assert like[0].tolist() == pytest.approx([1, 0.5 + 1 / 3, 1 / 6, 0])
     assert like[2, [0, 1, 3]].tolist() == pytest.approx([1 / 6, 1 / 6, 0])
@@ -178,7 +187,7 @@ def test_likeness_is_half_the_creator_and_half_the_path() -> None:
 def test_the_order_is_that_of_greedy_choice(items: list[tuple[float, int, int]], k: int, strength: float) -> None:
     scores = np.array([score + 0.0123456 * place for place, (score, _, _) in enumerate(items)], np.float32)  # no ties
     authors = np.array([author for _, author, _ in items])
-    categories = np.array([[category, category and 10 + author] for _, author, category in items], np.float32)
+    categories = np.array([[category, category and 10 + author] for _, author, category in items])
     result = diversified(scores, authors, categories, k, strength)
     spread = strength * float(np.sort(scores)[-max(DEPTH, 2 * k) :].std())
     like, chosen = likeness(authors, categories), list[int]()
@@ -194,7 +203,7 @@ def test_the_order_is_that_of_greedy_choice(items: list[tuple[float, int, int]],
 def test_what_repeats_gives_way_to_what_is_nearly_as_good_and_not_to_what_is_worse() -> None:
     scores = np.array([5.0, 4.9, 4.8, 0.0, 0.0, 0.0])
     authors = np.array([1, 1, 2, 3, 4, 5])
-    categories = np.array([[1], [1], [2], [3], [4], [5]], np.float32)
+    categories = np.array([[1], [1], [2], [3], [4], [5]])
     for strength, order in ((0.0, [0, 1, 2]), (0.3, [0, 2, 1])):
         result = diversified(scores, authors, categories, 3, strength)
         assert np.argsort(-result, kind="stable")[:3].tolist() == order
