@@ -178,7 +178,9 @@ def load_training_set(
     columns = [*dict.fromkeys((*_ROW, *ENGAGEMENT, *VETOES, *tasks, *features))]
     items = encode_catalogue(read_parquet(folder / "items.parquet"), spec)
     histories, observed, known = _histories(folder / "history.parquet", items, spec, scratch)
-    user_ids = pc.unique(pa.concat_arrays([known, *(pc.unique(part["user_id"]) for part in parts(path, ["user_id"]))]))
+    user_ids = known
+    for part in parts(path, ["user_id"]):
+        user_ids = pc.unique(pa.concat_arrays([user_ids, _flat(pc.unique(part["user_id"]))]))
     histories = replace(histories, offsets=np.pad(histories.offsets, (0, len(user_ids) - len(known)), "edge"))
     bucket_of, profile = _users(user_ids, read_parquet(folder / "users.parquet"), spec)
     ids: list[pa.Array] = []
