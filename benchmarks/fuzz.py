@@ -22,7 +22,7 @@ from export.releases import NOW, copied, experiment
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from serving.fuzzing import UNLIMITED, answered, tensors
-from serving.test_recommend import Server
+from serving.recommender import Server
 from training.synthetic import SCENARIOS
 
 

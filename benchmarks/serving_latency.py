@@ -1,4 +1,4 @@
-"""`recommend` under load, beside the same engine without a server, and beside FastAPI with onnxruntime.
+"""`recommend` under load, beside the same engine without a server, and behind FastAPI and KServe's Python server.
 
 k = 50, 200 candidates, histories of 100 events, one Triton with two instances of `recommend`, two cores. All sides run
 at the same time on the machine and are asked in turn, round by round, so that a noisy minute falls on all of them; of
@@ -13,62 +13,41 @@ With --items 1000000 only Triton and the engine in process run (two more copies 
 from __future__ import annotations
 
 import argparse
-import http.client
-import json
+import contextlib
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import tritonclient.grpc as triton
-from record import ROOT, row, write_result
+from record import row, write_result
 from serving_stack import asked, settings, stack
+from web_sides import WEB, WORKERS, Side, serving
 
 from omnifeed.config import Config
 from omnifeed.export.onnx_parts import OnnxParts
 from omnifeed.features.online import FeatureClient
 from omnifeed.features.store import read_user
-from omnifeed.home import Home, write_atomic
+from omnifeed.home import Home
 from omnifeed.serving import server as server_module
 from omnifeed.serving.client import Client
-from omnifeed.serving.processes import HOST, Child, free_ports, listening
+from omnifeed.serving.processes import HOST
 from omnifeed.serving.recommend.contract import Request, Stage
 from omnifeed.serving.recommend.engine import Recommender
 from omnifeed.serving.recommend.exposures import ExposureLog
 from omnifeed.serving.recommend.live import Live
 from omnifeed.serving.server import LocalServer
 
-FASTAPI = ("fastapi==0.165.0", "uvicorn[standard]==0.54.0", "onnxruntime==1.32.0", "numpy==1.26.4")
-WORKERS = 2  # of FastAPI, as many as `recommend` has instances
 CLIENTS = (1, 4, 16)
 WARM = 40
 COMPARED = 60  # requests whose answers must be the same on every side
 MODELS = ("recommend", "user_encoder_1", "ranker_1")
-
-Ask = Callable[[dict[str, Any]], Any]
-
-
-@dataclass
-class Side:
-    """Someone who answers; `ask` gives one caller."""
-
-    name: str
-    caller: Callable[[], Ask]
-    concurrent: bool = True
-    figures: dict[tuple[str, int], list[float]] = field(default_factory=lambda: defaultdict(list))
-    stages: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
 def measured(
@@ -95,63 +74,6 @@ def measured(
     with ThreadPoolExecutor(clients) as pool:
         times = [ms for part in pool.map(one, range(clients)) for ms in part]
     return times, len(times) / (time.perf_counter() - begun)
-
-
-@contextmanager
-def fastapi(home: Home, config: Config, folder: Path) -> Iterator[Side]:
-    """FastAPI in an environment of its own, made here."""
-    environment = folder / "fastapi"
-    python = environment / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-        uv = [
-            str(Path(sys.executable).parent / "uv"),
-            "pip",
-            "install",
-            "-q",
-            "--compile-bytecode",
-            "--python",
-            str(python),
-        ]
-        subprocess.run([*uv, *FASTAPI], check=True)
-        subprocess.run([*uv, "--no-deps", "-e", str(ROOT)], check=True)
-    (port,) = free_ports((0,))
-    settings_file = folder / "fastapi.json"
-    write_atomic(settings_file, config.to_json())
-    variables = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},
-        "OMNIFEED_HOME": str(home.root.absolute()),
-        "OMNIFEED_CONFIG": str(settings_file),
-        "OMNIFEED_FEATURES": f"{HOST}:{config.serving.features_port}",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [str(python), "-m", "uvicorn", "fastapi_side:app", "--app-dir", str(ROOT / "benchmarks"), "--host", HOST]
-    command += ["--port", str(port), "--workers", str(WORKERS), "--log-level", "warning"]
-    child = Child("FastAPI", command, variables, folder / "fastapi.log")
-
-    def caller() -> Ask:
-        connection = http.client.HTTPConnection(HOST, port, timeout=30)
-
-        def ask(request: dict[str, Any]) -> Any:
-            connection.request("POST", "/recommend", json.dumps(request), {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            raw = response.read()
-            if response.status != 200:
-                raise RuntimeError(f"FastAPI answered {response.status}: {raw[:300]!r}")
-            return json.loads(raw)
-
-        return ask
-
-    try:
-        deadline = time.monotonic() + 300
-        while not listening(port):
-            if not child.alive() or time.monotonic() > deadline:
-                raise child.failure("did not start")
-            time.sleep(0.5)
-        time.sleep(2)  # the second worker
-        yield Side("FastAPI", caller)
-    finally:
-        child.stop(5)
 
 
 def engine(home: Home, config: Config, folder: Path, features: Any) -> Recommender:
@@ -222,7 +144,7 @@ def same_answers(sides: list[Side], now: int, config: Config) -> float:
     for number in range(COMPARED):
         answers = []
         for side, ask in zip(sides, callers, strict=True):
-            answer = ask(asked(number, now, config, f"{side.name}-same-"))
+            answer = ask(asked(number, now, config, "same-"))
             items, degraded = (
                 (answer["item_ids"], answer["degraded"])
                 if isinstance(answer, dict)
@@ -326,8 +248,9 @@ def comparison(home: Home, now: int, config: Config, options: argparse.Namespace
                 Side("in process, Feast as well", lambda: lambda request: bare.recommend(Request(**request)), False)
             )
         rows: list[dict[str, Any]] = []
-
-        def run() -> None:
+        with contextlib.ExitStack() as others:
+            if not large:
+                sides += [others.enter_context(serving(web, home, server.config, folder, now)) for web in WEB]
             equal = same_answers(sides, now, config)
             before = statistics(server.url)
             compare(sides, options.rounds, options.seconds, now, config)
@@ -343,20 +266,13 @@ def comparison(home: Home, now: int, config: Config, options: argparse.Namespace
                     against = f"Triton to {other.name}, one client, {name} (wanted: at most {bound})"
                     rows.append(row("ratio", float(np.median(ratios)), min(ratios), max(ratios), of=against))
             rows.extend(shares(sides[0], sides[1], before, after))
-
-        if large:
-            run()
-        else:
-            with fastapi(home, server.config, folder) as other:
-                sides.append(other)
-                run()
         rows.append(row("MiB", memory_mib(server.children[0].pid), side="Triton, all its processes"))
         rows.append(row("MiB, peak", peak.stop(), side="Triton, all its processes"))
         rows.append(row("s", started, side="Triton with the feature server", stage="start until every arm answers"))
     name = "serving_latency" if options.items == 100_000 else f"serving_latency_{options.items}"
     write_result(
         name,
-        f"`recommend` beside the same engine in process and FastAPI: k 50, 200 candidates, {options.items:,} items",
+        f"`recommend` beside its engine in process, FastAPI and KServe: k 50, 200 candidates, {options.items:,} items",
         rows,
         data="simulated market, tiny, its items repeated; histories of 100; random weights of the default model",
         seeds=[0],
@@ -364,8 +280,8 @@ def comparison(home: Home, now: int, config: Config, options: argparse.Namespace
             "Median of the rounds, with the least and the greatest. The load generator and all sides share two cores.",
             "In process: the server's engine over onnxruntime, the user's row from the same feature server by HTTP; "
             "'Feast as well' reads Feast's SQLite store in the same process.",
-            f"FastAPI: uvicorn with {WORKERS} workers, the same engine, onnxruntime in the worker, JSON over HTTP.",
-            "The clients of Triton and of FastAPI, and the engine in process, run in the load generator's process.",
+            f"FastAPI (uvicorn) and KServe's Python server: {WORKERS} workers each, the same engine, JSON over HTTP.",
+            "The clients of all servers, and the engine in process, run in the load generator's process.",
             "On a machine that others use as well (see the load), one busy thread waits longer for a core than several "
             "processes that sleep between their parts: the ratios then flatter Triton. A quiet machine decides.",
         ],

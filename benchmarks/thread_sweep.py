@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from record import row, write_result
-from serving_latency import Side, compare, memory_mib, rows_of
+from serving_latency import compare, memory_mib, rows_of
 from serving_stack import settings, stack
+from web_sides import Side
 
 from omnifeed.config import Config
 from omnifeed.home import Home, write_atomic

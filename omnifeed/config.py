@@ -23,7 +23,7 @@ from omnifeed.errors import InputError
 class DataConfig:
     """Where the canonical tables come from, and which part of them is used."""
 
-    source: str = "world"  # world, kuairand, amazon, open_bandit or parquet
+    source: str = "world"  # one of omnifeed.datasets.source.SOURCES
     path: str = ""  # folder of the source's files; unused by world
     scenarios: tuple[str, ...] = ("livestream", "short_video", "search")  # the open vocabulary
     valid_days: int = 1  # whole UTC days at the end of the training window for early stopping
@@ -97,6 +97,7 @@ class TrainingConfig:
     """The loop."""
 
     seed: int = 0
+    warm_start: bool = False  # begin with the champion's weights, where the champion is a network
     epochs: int = 4  # at most; early stopping on the validation days keeps the best
     batch_tokens: int = 1_024  # history tokens a step, padding included
     negatives: int = 512  # uniform, shared by the batch
@@ -107,6 +108,8 @@ class TrainingConfig:
     ranking_trunk_gradient: float = 1.0  # scale of the ranker's gradient into the trunk
     retrieval_weight: float = 1.0
     checkpoint_every: int = 50  # steps
+    processes: int = 1  # of this machine, one a GPU where there are some; they share each batch
+    shard_rows: int = 1_000_000  # rows from which on an embedding table is divided among the processes
     threads: int = 1  # of one process; with more, a busy machine slows down many times over
     device: str = "auto"  # auto, cpu or cuda
 
@@ -139,7 +142,10 @@ class ServingConfig:
     )
     price_power: float = 0.5  # order's weight is multiplied by price to this power, where a price is known
     retrieval_prior: float = 7.0  # the value is multiplied by exp(this x retrieval score); decisions/0002
+    diversity: float = 0.1  # weight of an item's likeness to those above it, in standard deviations of the best scores
     creator_limit: int = 3  # items of one creator in a slate
+    new_every: int = 10  # the last of so many places is kept for a new item that was hardly seen; 0: none
+    new_views: int = 20  # in the seven days since it is there, from which on it was seen enough
     seen: tuple[str, ...] = ("reject",)  # what a user did with an item, in the history, so that it is not shown again
     user_burst: int = 200  # requests of one user at once, by server process; 0: no limit
     user_rate: float = 20.0  # and a second in the long run

@@ -127,9 +127,9 @@ def conform(table: pa.Table, name: str, source: str) -> pa.Table:
 
 
 def write_tables(tables: Tables, root: Path) -> None:
-    """Write the table set to `root`, whole or not at all, events partitioned by UTC day."""
+    """Write the table set to `root`, whole or not at all, events partitioned by UTC day; `day=unknown` without a ts."""
     with folder_atomic(root) as folder:
-        days = pc.strftime(tables.events["ts"], format="%Y-%m-%d")
+        days = pc.fill_null(pc.strftime(tables.events["ts"], format="%Y-%m-%d"), "unknown")
         (folder / "events").mkdir()
         for day in sorted(pc.unique(days).to_pylist()):
             part = folder / "events" / f"day={day}"

@@ -23,13 +23,16 @@ def train(
     from omnifeed.config import Config
     from omnifeed.home import Home
     from omnifeed.training.key import training_key
-    from omnifeed.training.loop import train as fit
+    from omnifeed.training.launch import run_training
+    from omnifeed.training.warm_start import former_release
 
     with recording(home, run_id, "train") as record:
         settings = Config.from_json(config)
-        folder = Home(Path(home)).root / "training" / training_key(Path(training_set.path), settings)
-        result = fit(Path(training_set.path), folder, settings, progress=record.progress)
+        former = former_release(Home(Path(home)), settings)
+        folder = Home(Path(home)).root / "training" / training_key(Path(training_set.path), settings, former)
+        result = run_training(Path(training_set.path), folder, settings, record.progress, former)
         shutil.copytree(folder, model.path, ignore=shutil.ignore_patterns("checkpoint", ".*"), dirs_exist_ok=True)
-        record.info = json.loads((folder / "losses.json").read_text(encoding="utf-8"))
+        losses = json.loads((folder / "losses.json").read_text(encoding="utf-8"))
+        record.info = {**losses, "began_with_release": former.name if former else None}
         metrics.log_metric("steps", result.steps)
         metrics.log_metric("best_epoch", result.best_epoch)

@@ -6,9 +6,8 @@ of earlier history a user.
 
 What is decided here:
 - Scenarios are the anonymous tabs, "tab_<n>"; nobody outside knows which surface a tab is.
-- The log has no request ids. A request is what one user sees in one tab from its first row on until the observation
-  delay has passed (at most MAX_REQUEST rows): no outcome inside it is known before its last row, so sharing the history
-  of the first row hides next to nothing from the others. Pure is a sample of the full log: most requests hold one row.
+- The log has no request ids: rows of one user in one tab are grouped by time (`omnifeed.datasets.requests`). Pure is a
+  sample of the full log: most requests hold one row.
 - Event ids are hashes of all columns: exact duplicate rows collide, for validation to find; near duplicates do not.
 - Times are `time_ms`; `date` contradicts it on 0.9 % of rows. Stay times, profile visits and the video statistics,
   which are known only after the exposure or over the whole month, are not read.
@@ -21,24 +20,22 @@ What is decided here:
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 
 from omnifeed.config import Config
+from omnifeed.datasets.csv_file import read_csv, row_ids
+from omnifeed.datasets.requests import Ints, request_ids
 from omnifeed.datasets.source import LOG_ARM, Source, folder_of, midnight_after, required
 from omnifeed.errors import InputError
 from omnifeed.tables import TS, Tables, conform, read_parquet
 
 HISTORY = "history"
 SCENARIOS = (*(f"tab_{tab}" for tab in range(15)), HISTORY)
-MAX_REQUEST = 20
 _HISTORY_START_MS = 1_649_433_600_000  # 2022-04-09 00:00 in China, where the history begins
 _OUTCOMES = {
     "click": "is_click",
@@ -52,8 +49,6 @@ _OUTCOMES = {
 _LOG = ("user_id", "video_id", "time_ms", "tab", "play_time_ms", *_OUTCOMES.values())
 _VIDEO = ("video_id", "author_id", "upload_dt", "tag")
 _PAST = ("user_id", "history_len", "last_time_ms", "watch_seq", "like_seq", "long_watch_seq")
-
-Ints = npt.NDArray[np.int64]
 
 
 def load(config: Config) -> Source:
@@ -97,35 +92,20 @@ def _read(path: Path) -> pa.Table:
     if path.suffix == ".parquet":
         table = read_parquet(path)
     else:
-        try:
-            texts = {"tag": pa.string(), "upload_dt": pa.string()}
-            options = pyarrow.csv.ConvertOptions(column_types=texts, strings_can_be_null=True)
-            table = pyarrow.csv.read_csv(path, convert_options=options)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(
-                f"{path} is not readable CSV: {str(error).splitlines()[0]}.", "Download it again."
-            ) from error
-    return required(table, _LOG, path).append_column("row", _row_texts(table)) if "log" in path.name else table
-
-
-def _row_texts(table: pa.Table) -> pa.ChunkedArray:
-    """Each row's values in the file's order of columns, one text a row."""
-    texts = [pc.fill_null(column.cast(pa.string()), "") for column in table.columns]
-    return pc.binary_join_element_wise(*texts, "\x1f")
+        texts = [name for name in ("tag", "upload_dt") if "video" in path.name]
+        table = read_csv(path, dict.fromkeys(texts, pa.string()), every=True)
+    return required(table, _LOG, path).append_column("row", pa.array(row_ids(table))) if "log" in path.name else table
 
 
 def _log_events(log: pa.Table, delay_us: int) -> pa.Table:
     user, tab, time_us = (log[name].to_numpy().astype(np.int64) for name in ("user_id", "tab", "time_ms"))
     time_us = time_us * 1000
     scenario = pc.binary_join_element_wise("tab", log["tab"].cast(pa.string()), "_")
-    begins, starts = _requests(user, tab, time_us, delay_us)
-    requests = [f"{u}-{t}-{ms}" for u, t, ms in zip(user, tab, starts // 1000, strict=True)]
-    requests = [name if part == 0 else f"{name}-{part}" for name, part in zip(requests, begins, strict=True)]
     yes = np.ones(len(user), bool)
     return pa.table(
         {
-            "event_id": [hashlib.sha256(text.encode()).hexdigest()[:24] for text in log["row"].to_pylist()],
-            "request_id": requests,
+            "event_id": log["row"],
+            "request_id": request_ids(user, tab, time_us, delay_us),
             "user_id": log["user_id"].cast(pa.string()),
             "item_id": log["video_id"].cast(pa.string()),
             "scenario": scenario,
@@ -138,27 +118,6 @@ def _log_events(log: pa.Table, delay_us: int) -> pa.Table:
             "observed_ts": time_us + delay_us,
         }
     )
-
-
-def _requests(user: Ints, tab: Ints, ts: Ints, window_us: int) -> tuple[Ints, Ints]:
-    """The request of each row.
-
-    Returns:
-        int64 [N], which part of an overfull request the row is in (0 nearly always), and int64 [N], the time of the
-        request's first row.
-    """
-    order = np.lexsort((ts, tab, user))
-    part, start = np.zeros(len(ts), np.int64), np.zeros(len(ts), np.int64)
-    last = (-1, -1)
-    begin, size = 0, 0
-    for row, u, t, moment in zip(
-        order.tolist(), user[order].tolist(), tab[order].tolist(), ts[order].tolist(), strict=True
-    ):
-        if (u, t) != last or moment - begin > window_us:
-            last, begin, size = (u, t), moment, 0
-        part[row], start[row] = size // MAX_REQUEST, begin
-        size += 1
-    return part, start
 
 
 def _first_times(log: pa.Table) -> list[tuple[int, int]]:

@@ -18,7 +18,7 @@ from omnifeed.errors import InputError
 from omnifeed.tables import TS, Tables
 
 DAY_US = 86_400_000_000
-SOURCES = ("world", "kuairand", "amazon", "open_bandit", "parquet")
+SOURCES = ("world", "kuairand", "kuaisar", "kuailive", "amazon", "open_bandit", "parquet")
 #: Arm of rows whose policy the source does not name. Never null, so that "arm != 'history'" is never unknown.
 LOG_ARM = "log"
 

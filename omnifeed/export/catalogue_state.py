@@ -19,8 +19,10 @@ from omnifeed.features.spec import ITEM_DENSE, of
 Bools = npt.NDArray[np.bool_]
 
 TEXT_COLUMNS = ("item_id", "kind", *TEXT_FIELDS)
-TRENDING = [feature.name for feature in ITEM_DENSE].index("item_scenario_trending")
-VIEWS = [feature.name for feature in ITEM_DENSE].index("item_views_28d")
+TRENDING, VIEWS_7D, VIEWS = (
+    [feature.name for feature in ITEM_DENSE].index(name)
+    for name in ("item_scenario_trending", "item_views_7d", "item_views_28d")
+)
 CURRENT = 2**62  # successor of a row that holds its item now
 
 
@@ -133,6 +135,12 @@ class Catalogue:
         columns = [features.rows[:, TRENDING] for features in self.features.values()]
         largest: Floats = np.max(columns or [np.zeros(len(self), np.float32)], axis=0)
         return largest
+
+    @property
+    def views_7d(self) -> Floats:
+        """float32 [N], log(1 + x) of how often each item was seen in the seven days before the aggregates' moment."""
+        known = next(iter(self.features.values()), None)
+        return np.zeros(len(self), np.float32) if known is None else known.rows[:, VIEWS_7D]
 
     def of_tail(self, rows: Ints) -> list[bool | None]:
         """Whether each row's creator is none of the largest; None where it has none."""

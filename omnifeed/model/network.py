@@ -1,7 +1,7 @@
 """The unified network and its file format.
 
 A checkpoint is a folder: `weights.safetensors` (parameters, the dense features' standardisation, the calibration) and
-`model.json` (sizes, encoding, tasks), from which the same network is built again. No pickle.
+`model.json` (sizes, encoding, features, tasks), from which the same network is built again. No pickle.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import nn
 from omnifeed.config import ModelConfig
 from omnifeed.errors import IntegrityError
 from omnifeed.export.encode import EncodeSpec
+from omnifeed.features.spec import digest
 from omnifeed.home import write_atomic, write_json
 from omnifeed.model.encoders import ItemEncoder, UserEncoder
 from omnifeed.model.ranker import Ranker
@@ -46,6 +47,7 @@ def save_network(network: Network, folder: Path) -> None:
         {
             "model": dataclasses.asdict(network.config),
             "encode": network.spec.to_dict(),
+            "features": digest(),
             "tasks": list(network.tasks),
             "calibration": {
                 "scale": network.ranker.calibration_scale.tolist(),

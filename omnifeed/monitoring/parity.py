@@ -37,7 +37,7 @@ from omnifeed.export.encode import (
 )
 from omnifeed.features.aggregates import AS_OF, daily_table, item_features_asof, midnight
 from omnifeed.features.history import known_events, pack
-from omnifeed.features.spec import ITEM_DENSE, USER_DENSE
+from omnifeed.features.spec import AFFINITY_FEATURES, ITEM_DENSE, ITEM_PLAIN_FEATURES, USER_DENSE
 from omnifeed.monitoring.profile import CANDIDATE_NAMES
 from omnifeed.tables import read_parquet
 
@@ -103,7 +103,9 @@ def parity(
     Args:
         lines: rows of `logged`, of one release.
         sources: every event that was known when the lines were written; see `known_sources`.
-        catalogue: holds the items' times and titles; an item that has left it is not compared.
+        catalogue: holds the items' times, titles, creators and categories. What it does not know any more is not
+            compared: items that have left it, affinities of a history that holds such items, and prices and lengths,
+            of which it has today's.
         spec: the release's encoding.
     """
     read = [line for line in lines if NO_FEATURES not in (line["degraded"] or ())]
@@ -234,8 +236,11 @@ def _items(
             )
             served = np.array([line["candidate_dense"][n] for n in there])
             found = _beyond(served, again, config.monitoring.skew_tolerance).max(axis=0)
+            known = all(item in place for item in line["history_item"])
+            unknown_now = ITEM_PLAIN_FEATURES if known else (*ITEM_PLAIN_FEATURES, *AFFINITY_FEATURES)
             for name, value in zip(CANDIDATE_NAMES, found.tolist(), strict=True):
-                differences.setdefault(name, []).append(value)
+                if name not in unknown_now:
+                    differences.setdefault(name, []).append(value)
 
 
 def freshness(lines: Iterable[Mapping[str, Any]]) -> dict[str, float]:

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from omnifeed.errors import InputError, IntegrityError
 from omnifeed.home import write_atomic, write_json
+from omnifeed.model.embedding import ShardedEmbedding, sharded
 from omnifeed.model.network import Network
+from omnifeed.training.processes import Processes
 
 
 @dataclass(slots=True)
@@ -34,14 +37,29 @@ class Progressed:
 
 
 def save_checkpoint(
-    folder: Path, fingerprint: str, network: Network, optimizer: torch.optim.AdamW, progressed: Progressed
+    folder: Path,
+    fingerprint: str,
+    network: Network,
+    optimizer: torch.optim.AdamW,
+    progressed: Progressed,
+    processes: Processes,
 ) -> None:
-    """Write the state after a step, then point to it, then remove the former."""
+    """Write the state after a step, then point to it, then remove the former.
+
+    Divided tables are written whole by the first process, so any number of processes can go on from there.
+    """
     tensors = {f"weights/{name}": value for name, value in network.state_dict().items()}
     tensors |= {f"best/{name}": value for name, value in progressed.best.items()}
     for name, parameter in network.named_parameters():
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{key}/{name}"] = value
+    tables = sharded(network)
+    for key, value in tensors.items():
+        table = tables.get(key.partition("/")[2])
+        if table is not None and value.dim():
+            tensors[key] = table.whole(value)
+    if processes.rank:
+        return
     name = f"step-{progressed.step:08d}"
     write_atomic(
         folder / f"{name}.safetensors",
@@ -76,9 +94,11 @@ def load_checkpoint(
     if not (folder / "current").exists():
         return None
     name = (folder / "current").read_text(encoding="utf-8")
+    tables = sharded(network)
     try:
         raw = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / f"{name}.safetensors")
+        with safe_open(folder / f"{name}.safetensors", "pt") as file:
+            tensors = {key: _read(file, key, tables.get(key.partition("/")[2])) for key in file.keys()}  # noqa: SIM118 - no mapping
     except Exception as error:  # safetensors raises its own type
         raise IntegrityError(
             f"{folder / name} cannot be read: {str(error).splitlines()[0]}.",
@@ -103,3 +123,10 @@ def load_checkpoint(
         if state:
             optimizer.state[parameter] = state
     return Progressed(**raw, best=groups.get("best", {}))
+
+
+def _read(file: Any, key: str, table: ShardedEmbedding | None) -> Tensor:
+    """One tensor of the file; of a divided table only this process's rows."""
+    if table is None or not file.get_slice(key).get_shape():
+        return file.get_tensor(key)  # type: ignore[no-any-return]
+    return table.part(file.get_slice(key))

@@ -7,8 +7,8 @@ before the request), dense features, query match.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from omnifeed.export.encode import (
 from omnifeed.features.spec import ITEM_DENSE, USER_DENSE, Feature
 from omnifeed.features.training_set import SPLITS, TrainingSet
 from omnifeed.tables import read_parquet
+from omnifeed.training.packing import Column, events_before, parquet, parts, request_parts
 from omnifeed.training.windows import affinities
 
 Bools = npt.NDArray[np.bool_]
@@ -54,6 +55,8 @@ ENGAGEMENT = {
     "cart": 2.0,
     "order": 4.0,
 }
+VETOES = ("hide", "report")
+_ROW = ("request_id", "user_id", "item_id", "scenario", "ts", "query", "split")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,31 +150,55 @@ class TrainingData:
 
 
 def load_training_set(
-    folder: Path, tasks: Sequence[str], splits: Sequence[str], spec: EncodeSpec | None = None
+    folder: Path,
+    tasks: Sequence[str],
+    splits: Sequence[str],
+    spec: EncodeSpec | None = None,
+    scratch: Path | None = None,
 ) -> TrainingData:
-    """Read a training set's rows of these splits.
+    """Read a training set's rows of these splits, part by part.
 
     Args:
         folder: what materialize wrote: rows, history, items and users as parquet, and meta.json.
         tasks: outcome columns that become labels, in this order.
         splits: of SPLITS.
         spec: the encoding; by default the one that the training set was made for.
+        scratch: a folder on whose disk histories, impressions and queries lie as memory maps; by default in memory.
 
     Raises:
         InputError: a file is missing or unreadable, or a task is no column of the rows.
     """
     spec = spec or TrainingSet.load(folder).encode
-    rows = read_parquet(folder / "rows.parquet")
+    path = folder / "rows.parquet"
+    stored = parquet(path).schema_arrow.names
     for task in tasks:
-        if task not in rows.column_names:
-            raise InputError(f"Task {task!r} is no column of {folder / 'rows.parquet'}.", "Correct model.tasks.")
-    rows = rows.filter(pc.is_in(rows["split"], pa.array(list(splits), pa.string()))).combine_chunks()
+        if task not in stored:
+            raise InputError(f"Task {task!r} is no column of {path}.", "Correct model.tasks.")
+    features = [feature.name for feature in (*USER_DENSE, *ITEM_DENSE) if feature.name in stored]
+    columns = [*dict.fromkeys((*_ROW, *ENGAGEMENT, *VETOES, *tasks, *features))]
     items = encode_catalogue(read_parquet(folder / "items.parquet"), spec)
-    history = read_parquet(folder / "history.parquet").combine_chunks()
-    user_ids = pc.unique(pa.concat_arrays([_flat(history["user_id"]), _flat(pc.unique(rows["user_id"]))]))
-    histories, observed = _histories(history, len(user_ids), items, spec)
+    histories, observed, known = _histories(folder / "history.parquet", items, spec, scratch)
+    user_ids = known
+    for part in parts(path, ["user_id"]):
+        user_ids = pc.unique(pa.concat_arrays([user_ids, _flat(pc.unique(part["user_id"]))]))
+    histories = replace(histories, offsets=np.pad(histories.offsets, (0, len(user_ids) - len(known)), "edge"))
     bucket_of, profile = _users(user_ids, read_parquet(folder / "users.parquet"), spec)
-    requests, queries = _requests(rows, user_ids, histories, observed, spec)
+    ids: list[pa.Array] = []
+    asked = {field.name: Column(scratch) for field in fields(Requests) if field.name != "ids"}
+    shown = {field.name: Column(scratch) for field in fields(Impressions)}
+    texts = Column(scratch)
+    texts.append(np.zeros((1, spec.text_dims), np.float32))
+    for rows in request_parts(path, columns, splits):
+        requests, queries = _requests(rows, user_ids, histories, observed, spec)
+        impressions = _impressions(rows, tasks, items, requests, queries, histories, spec.history_length)
+        ids.append(requests.ids)
+        query = np.where(requests.query > 0, requests.query + len(texts) - 1, 0).astype(np.int32)
+        requests = replace(requests, query=query, first=requests.first[:-1] + len(shown["item"]))
+        texts.append(queries[1:])
+        for part, packed in ((requests, asked), (impressions, shown)):
+            for name, column in packed.items():
+                column.append(getattr(part, name))
+    asked["first"].append(np.array([len(shown["item"])]))
     return TrainingData(
         spec=spec,
         tasks=tuple(tasks),
@@ -180,17 +207,17 @@ def load_training_set(
         user_bucket=bucket_of,
         profile=profile,
         histories=histories,
-        requests=requests,
-        impressions=_impressions(
-            rows,
-            tasks,
-            items,
-            requests,
-            queries,
-            lambda item: affinities(items, histories, requests, item, spec.history_length),
-        ),
-        queries=queries,
+        requests=Requests(_distinct(ids), **{name: column.array() for name, column in asked.items()}),
+        impressions=Impressions(**{name: column.array() for name, column in shown.items()}),
+        queries=texts.array(),
     )
+
+
+def _distinct(parts: list[pa.Array]) -> pa.Array:
+    ids = pa.concat_arrays(parts)
+    if pc.count_distinct(ids).as_py() != len(ids):
+        raise InputError("rows.parquet is not grouped by request_id.", "Write the training set again.")
+    return ids
 
 
 def encode_catalogue(table: pa.Table, spec: EncodeSpec) -> Items:
@@ -259,22 +286,30 @@ def _lookup(values: pa.Array | pa.ChunkedArray, vocabulary: pa.Array) -> Ints:
     return np.asarray(index.to_numpy() if isinstance(index, pa.ChunkedArray) else index, np.int64) + 1
 
 
-def _histories(history: pa.Table, users: int, items: Items, spec: EncodeSpec) -> tuple[Histories, Ints]:
-    lists = {name: _flat(history[f"history_{name}"]) for name in ("item", "action", "scenario", "ts", "observed_ts")}
-    ends = np.asarray(pc.fill_null(pc.list_value_length(lists["item"]), 0), np.int64).cumsum()
-    total = int(ends[-1]) if len(ends) else 0
-    offsets = np.full(users + 1, total, np.int64)
-    offsets[0] = 0
-    offsets[1 : len(ends) + 1] = ends
-    ts = np.asarray(lists["ts"].flatten(), np.int64)
-    return Histories(
-        offsets=offsets,
-        item=items.rows(lists["item"].flatten()),
-        action=np.asarray(lists["action"].flatten()).astype(np.int8),
-        scenario=_lookup(lists["scenario"].flatten(), pa.array(spec.scenarios, pa.string())).astype(np.int8),
-        gap=gap_buckets(np.diff(ts, prepend=ts[:1])).astype(np.int8),
-        ts=ts,
-    ), np.asarray(lists["observed_ts"].flatten(), np.int64)
+def _histories(path: Path, items: Items, spec: EncodeSpec, scratch: Path | None) -> tuple[Histories, Ints, pa.Array]:
+    """The histories, when each event became known, and the users in their order."""
+    names = ("item", "action", "scenario", "ts", "observed_ts")
+    packed = {name: Column(scratch) for name in (*names, "gap")}
+    users, lengths = [], []
+    scenarios = pa.array(spec.scenarios, pa.string())
+    last = np.zeros(0, np.int64)
+    for part in parts(path, ["user_id", *(f"history_{name}" for name in names)], spec.history_length):
+        users.append(_flat(part["user_id"]))
+        lists = {name: _flat(part[f"history_{name}"]) for name in names}
+        lengths.append(np.asarray(pc.fill_null(pc.list_value_length(lists["item"]), 0), np.int64))
+        ts = np.asarray(lists["ts"].flatten(), np.int64)
+        gap = np.diff(ts, prepend=last if len(last) else ts[:1])
+        last = ts[-1:] if len(ts) else last
+        packed["item"].append(items.rows(lists["item"].flatten()))
+        packed["action"].append(np.asarray(lists["action"].flatten()).astype(np.int8))
+        packed["scenario"].append(_lookup(lists["scenario"].flatten(), scenarios).astype(np.int8))
+        packed["gap"].append(gap_buckets(gap).astype(np.int8))
+        packed["ts"].append(ts)
+        packed["observed_ts"].append(np.asarray(lists["observed_ts"].flatten(), np.int64))
+    arrays = {name: column.array() for name, column in packed.items()}
+    observed = arrays.pop("observed_ts")
+    offsets = np.append(0, np.concatenate(lengths).cumsum())
+    return Histories(offsets=offsets, **arrays), observed, pa.concat_arrays(users)
 
 
 def _users(user_ids: pa.Array, users: pa.Table, spec: EncodeSpec) -> tuple[Ints, Ints]:
@@ -291,17 +326,6 @@ def _users(user_ids: pa.Array, users: pa.Table, spec: EncodeSpec) -> tuple[Ints,
     return np.array(buckets, np.int64), profile
 
 
-def _prefixes(histories: Histories, observed: Ints, user: Ints, ts: Ints) -> Ints:
-    """Events of each request's user with observed_ts < ts: a merge of both lists, requests before events at a tie."""
-    owner = np.repeat(np.arange(len(histories.offsets) - 1), np.diff(histories.offsets))
-    is_event = np.arange(len(observed) + len(ts)) < len(observed)
-    order = np.lexsort((is_event, np.concatenate([observed, ts]), np.concatenate([owner, user])))
-    before = np.empty(len(order), np.int64)
-    before[order] = np.cumsum(is_event[order])
-    result: Ints = before[len(observed) :] - histories.offsets[user]
-    return result
-
-
 def _requests(
     rows: pa.Table, user_ids: pa.Array, histories: Histories, observed: Ints, spec: EncodeSpec
 ) -> tuple[Requests, Floats]:
@@ -313,7 +337,7 @@ def _requests(
     heads = rows.take(pa.array(starts))
     ts = np.minimum.reduceat(micros(rows["ts"], 0), starts) if len(starts) else np.zeros(0, np.int64)
     user = _lookup(heads["user_id"], user_ids) - 1
-    prefix = _prefixes(histories, observed, user, ts)
+    prefix = events_before(observed, histories.offsets[user], histories.offsets[user + 1], ts)
     queries = _flat(heads["query"]).dictionary_encode()
     vectors = [text_vector(query, spec.text_dims, spec.salt) for query in queries.dictionary.to_pylist()]
     last = np.maximum(histories.offsets[user] + prefix - 1, 0)
@@ -341,7 +365,8 @@ def _impressions(
     items: Items,
     requests: Requests,
     queries: Floats,
-    affinity: Callable[[Int32s], Floats],
+    histories: Histories,
+    length: int,
 ) -> Impressions:
     count = rows.num_rows
     item = items.rows(rows["item_id"])
@@ -352,7 +377,7 @@ def _impressions(
     engagement = np.zeros(count, np.float32)
     for name, weight in ENGAGEMENT.items():
         engagement += np.float32(weight) * np.asarray(pc.fill_null(rows[name], False).to_numpy(zero_copy_only=False))
-    for name in ("hide", "report"):
+    for name in VETOES:
         engagement[np.asarray(pc.fill_null(rows[name], False).to_numpy(zero_copy_only=False), bool)] = 0
     engagement[item == 0] = 0
     return Impressions(
@@ -364,7 +389,7 @@ def _impressions(
             requests.ts[of_request],
             queries,
             requests.query[of_request],
-            affinity(item),
+            affinities(items, histories, requests, item, length),
         ),
         labels=labels,
         engagement=engagement,

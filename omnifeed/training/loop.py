@@ -10,27 +10,34 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from omnifeed.config import Config, TrainingConfig
 from omnifeed.errors import InputError, OmnifeedError
 from omnifeed.evaluation.metrics import middle
 from omnifeed.export.encode import Ints
+from omnifeed.export.release import file_digest
+from omnifeed.features.training_set import SPLITS
 from omnifeed.home import write_json
+from omnifeed.model.embedding import restore
 from omnifeed.model.network import Network, save_network
 from omnifeed.model.ranker import PIECES
-from omnifeed.training.batching import Batch, batches, build, sequences
+from omnifeed.training.batching import batches, build, sequences
 from omnifeed.training.calibration import calibrate
 from omnifeed.training.checkpoint import Progressed, load_checkpoint, save_checkpoint
 from omnifeed.training.dataset import TrainingData, load_training_set
-from omnifeed.training.objective import ItemTable, forward, joint_loss
+from omnifeed.training.objective import ItemTable
+from omnifeed.training.packing import moments
+from omnifeed.training.processes import Processes, Step, clip_gradient, joined, parallel
 from omnifeed.training.trend import trend_weights
 from omnifeed.training.validation import Validation, validate
+from omnifeed.training.warm_start import begin_with
 
 Progress = Callable[[str, int, int], None]
 
@@ -51,7 +58,11 @@ class TrainResult:
 
 
 def train(
-    training_set: Path, out_dir: Path, config: Config, progress: Progress = lambda label, done, total: None
+    training_set: Path,
+    out_dir: Path,
+    config: Config,
+    progress: Progress = lambda label, done, total: None,
+    former: Path | None = None,
 ) -> TrainResult:
     """Train the network and write it to `out_dir`.
 
@@ -60,21 +71,27 @@ def train(
 
     Args:
         training_set: folder that materialize wrote.
+        former: folder of a network whose weights the training begins with; by default it begins at random.
 
     Raises:
-        InputError: the training set is unusable, has no training row, or the checkpoint is another configuration's.
+        InputError: the training set is unusable, has no training row, or the checkpoint or the former network is
+            another configuration's.
         OmnifeedError: the loss or the gradient is no finite number; `out_dir/bad_batch.json` names the requests, and
             the last checkpoint is kept.
     """
     settings = config.training
     with _threads_and_generator(settings.threads):
-        data = learnable(load_training_set(training_set, config.model.tasks, ("train", "valid")))
+        out_dir.mkdir(parents=True, exist_ok=True)
+        data = learnable(load_training_set(training_set, config.model.tasks, ("train", "valid"), scratch=out_dir))
         torch.manual_seed(settings.seed)
         device = pick_device(settings.device)
         network = Network(config.model, data.spec, data.tasks)
+        if former is not None:
+            begin_with(network, former)
         standardise(network, data)
-        network.to(device)
-        return _Run(training_set, out_dir, config, data, network, device, progress).run()
+        with joined(device) as processes:
+            network.to(device)
+            return _Run(training_set, out_dir, config, data, network, device, progress, former, processes).run()
 
 
 class _Run:
@@ -87,11 +104,15 @@ class _Run:
         network: Network,
         device: torch.device,
         progress: Progress,
+        former: Path | None,
+        processes: Processes,
     ) -> None:
         self.training_set, self.out_dir = training_set, out_dir
         self.config, self.settings = config, config.training
         self.data, self.network, self.progress = data, network, progress
+        self.processes = processes
         self.table = ItemTable(data.items, device)
+        self.model = parallel(Step(network, self.table, self.settings), processes)
         self.optimizer = torch.optim.AdamW(
             network.parameters(),
             lr=self.settings.lr,
@@ -104,7 +125,9 @@ class _Run:
         self.plan = [len(self.epoch_batches(epoch)) for epoch in range(self.settings.epochs)]
         self.total = sum(self.plan)
         meta = (training_set / "meta.json").read_bytes()
-        body = repr((config.model, self.settings, data.spec, data.tasks, len(data.requests))).encode()
+        began = file_digest(former / "weights.safetensors") if former is not None else ""
+        settings = replace(self.settings, processes=1)
+        body = repr((config.model, settings, data.spec, data.tasks, len(data.requests), began)).encode()
         self.fingerprint = hashlib.sha256(body + meta).hexdigest()
 
     def epoch_batches(self, epoch: int) -> list[Ints]:
@@ -121,31 +144,32 @@ class _Run:
                         self.step(rows, state)
                         self.progress("train", state.step, self.total)
                         if state.step % self.settings.checkpoint_every == 0:
-                            save_checkpoint(folder, self.fingerprint, self.network, self.optimizer, state)
+                            save_checkpoint(
+                                folder, self.fingerprint, self.network, self.optimizer, state, self.processes
+                            )
                 self.end_epoch(epoch, state)
             done += count
         return self.finish(state)
 
     def step(self, rows: Ints, state: Progressed) -> None:
-        seed, step = self.settings.seed, state.step
-        torch.manual_seed(seed * 1_000_003 + step)
+        seed, step, processes = self.settings.seed, state.step, self.processes
+        torch.manual_seed(seed * 1_000_003 + step + processes.rank * 1_000_000_007)
         self.network.train()
-        batch = build(self.data, self.packed, rows, self.settings.negatives, (seed, 1, step))
-        output = forward(self.network, self.table, batch, self.settings.ranking_trunk_gradient)
-        loss = joint_loss(self.network, output, batch, self.settings.retrieval_weight)
+        batch = build(self.data, self.packed, processes.rows(rows), self.settings.negatives, (seed, 1, step))
+        loss = self.model(batch, processes.share(batch, processes.idle(rows)))
         self.optimizer.zero_grad()
-        loss.total.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRADIENT)
-        values = [float(loss.total.detach()), float(loss.retrieval), *loss.tasks.tolist()]
+        loss.total.backward()
+        norm = clip_gradient(self.network, processes, MAX_GRADIENT)
+        values = processes.sum(torch.stack([loss.total.detach(), loss.retrieval, *loss.tasks])).tolist()
         if not all(map(math.isfinite, (*values, float(norm)))):
-            self.stop(batch, step, values)
+            self.stop(rows, step, values)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.total, self.settings)
         self.optimizer.step()
         state.step += 1
         state.running = [old + new for old, new in zip(state.running or [0.0] * len(values), values, strict=True)]
         if step % max(1, self.total // LOGGED_STEPS) == 0:
-            state.steps.append({"step": state.step, **self.named(values)})
+            state.steps.append({"step": state.step, **self.named(values), "gradient_norm": float(norm)})
 
     def named(self, values: list[float]) -> dict[str, Any]:
         return {
@@ -154,11 +178,13 @@ class _Run:
             "tasks": dict(zip(self.data.tasks, values[2:], strict=True)),
         }
 
-    def stop(self, batch: Batch, step: int, values: list[float]) -> None:
-        ids = self.data.requests.ids
-        keys = [ids[int(row)].as_py() for row in batch.request_rows]
+    def stop(self, rows: Ints, step: int, values: list[float]) -> None:
+        first, requests = self.packed.first, self.packed.requests
+        batch = np.concatenate([requests[first[row] : first[row + 1]] for row in rows])
+        keys = self.data.requests.ids.take(pa.array(batch)).to_pylist()
         path = self.out_dir / "bad_batch.json"
-        write_json(path, {"step": step + 1, "requests": keys})
+        if self.processes.rank == 0:
+            write_json(path, {"step": step + 1, "requests": keys})
         raise OmnifeedError(
             f"The loss of step {step + 1} is {values[0]:g} in a batch of requests {', '.join(keys[:3])} and "
             f"{max(len(keys) - 3, 0)} more, all named in {path}.",
@@ -190,6 +216,18 @@ class _Run:
 
     def finish(self, state: Progressed) -> TrainResult:
         self.network.load_state_dict(state.best)
+        restore(self.network)
+        if self.processes.rank == 0:
+            self.write(state)
+        return TrainResult(
+            best_epoch=state.best_epoch,
+            steps=state.step,
+            tasks=self.data.tasks,
+            losses=state.epochs,
+            valid=state.epochs[state.best_epoch - 1]["valid"],
+        )
+
+    def write(self, state: Progressed) -> None:
         result = self.validation()
         if result is not None:
             scale, bias = calibrate(
@@ -212,13 +250,6 @@ class _Run:
         (folder / "current").unlink(missing_ok=True)
         for path in folder.glob("step-*"):
             path.unlink()
-        return TrainResult(
-            best_epoch=state.best_epoch,
-            steps=state.step,
-            tasks=self.data.tasks,
-            losses=state.epochs,
-            valid=state.epochs[state.best_epoch - 1]["valid"],
-        )
 
 
 def valid_numbers(result: Validation | None, k: int) -> dict[str, float]:
@@ -245,30 +276,37 @@ def learnable(data: TrainingData) -> TrainingData:
     rows = data.requests.of("train")
     if not len(rows):
         raise InputError("The training set has no training row.", "Give more days, or fewer valid_days and test_days.")
-    of_request = np.repeat(np.arange(len(data.requests)), np.diff(data.requests.first))
-    labels = data.impressions.labels[data.requests.split[of_request] == 0]
-    keep = [index for index in range(len(data.tasks)) if {0, 1} <= set(np.unique(labels[:, index]).tolist())]
+    labels = data.impressions.labels[train_impressions(data)]
+    keep = [index for index in range(len(data.tasks)) if all((labels[:, index] == value).any() for value in (0, 1))]
     if not keep:
         raise InputError(
             f"No training row has a known positive and a known negative of any of {', '.join(data.tasks)}.",
             "Name outcomes that the source records in model.tasks.",
         )
-    return data.with_tasks(keep)
+    return data.with_tasks(keep) if len(keep) < len(data.tasks) else data
+
+
+def train_impressions(data: TrainingData) -> Ints:
+    """Rows of the impressions of training requests."""
+    return np.flatnonzero(np.repeat(data.requests.split == SPLITS.index("train"), np.diff(data.requests.first)))
 
 
 def standardise(network: Network, data: TrainingData) -> None:
     """Set the network's means, scales and pieces of dense inputs from the training rows; constant inputs are muted."""
-    rows = data.requests.of("train")
-    of_request = np.repeat(np.arange(len(data.requests)), np.diff(data.requests.first))
-    shown = data.impressions.dense[data.requests.split[of_request] == 0]
-    for values, mean, scale in (
-        (data.requests.user_dense[rows], network.user_encoder.user_mean, network.user_encoder.user_scale),
-        (shown, network.ranker.dense_mean, network.ranker.dense_scale),
+    shown = train_impressions(data)
+    for values, rows, mean, scale in (
+        (
+            data.requests.user_dense,
+            data.requests.of("train"),
+            network.user_encoder.user_mean,
+            network.user_encoder.user_scale,
+        ),
+        (data.impressions.dense, shown, network.ranker.dense_mean, network.ranker.dense_scale),
     ):
-        deviation = values.std(0, dtype=np.float64)
-        mean.copy_(torch.from_numpy(values.mean(0, dtype=np.float64)))
+        average, deviation = moments(values, rows)
+        mean.copy_(torch.from_numpy(average))
         scale.copy_(torch.from_numpy(np.where(deviation > 1e-6, 1 / np.maximum(deviation, 1e-6), 0)))
-    sample = shown[:: max(1, len(shown) // QUANTILE_ROWS)]
+    sample = data.impressions.dense[shown[:: max(1, len(shown) // QUANTILE_ROWS)]]
     network.ranker.set_pieces(np.quantile(sample, np.linspace(0, 1, PIECES + 1), axis=0).astype(np.float64))
 
 

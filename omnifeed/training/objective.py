@@ -115,8 +115,14 @@ def forward(network: Network, table: ItemTable, batch: Batch, trunk_gradient: fl
     return Forward(user_vec, member_logits.mean(dim=2), member_logits, item_key)
 
 
-def joint_loss(network: Network, output: Forward, batch: Batch, retrieval_weight: float) -> Loss:
-    """Sampled softmax of the engaged items plus the sum of the tasks' cross-entropies."""
+def joint_loss(
+    network: Network, output: Forward, batch: Batch, retrieval_weight: float, share: Tensor | None = None
+) -> Loss:
+    """Sampled softmax of the engaged items plus the sum of the tasks' cross-entropies.
+
+    Args:
+        share: [1 + tasks], what this batch's means count where it is a part of a larger one; by default all.
+    """
     device = output.user_vec.device
 
     def tensor(array: np.ndarray) -> Tensor:  # type: ignore[type-arg]
@@ -133,4 +139,7 @@ def joint_loss(network: Network, output: Forward, batch: Batch, retrieval_weight
     )
     labels = tensor(batch.labels)[:, :, None].expand(output.member_logits.shape)
     tasks = task_losses(output.member_logits, labels, network.ranker.parents)
+    if share is not None:
+        share = share.to(device)
+        retrieval, tasks = retrieval * share[0], tasks * share[1:]
     return Loss(retrieval_weight * retrieval + tasks.sum(), retrieval.detach(), tasks.detach())

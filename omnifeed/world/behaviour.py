@@ -66,6 +66,16 @@ class Reactions:
     delay_us: Ints  # until the last outcome was known
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Expected:
+    """What a slate earns on average over the luck of its visit, position by position, [R, K]."""
+
+    views: Floats
+    clicks: Floats
+    orders: Floats
+    gmv: Floats
+
+
 def sigmoid(odds: Floats) -> Floats:
     """Probability of log-odds."""
     return 1.0 / (1.0 + np.exp(-odds))
@@ -184,6 +194,42 @@ def react(law: Law, people: Population, items: Items, requests: Requests, rows: 
     late = np.minimum((-np.log(luck[13]) * 4 * HOUR_US).astype(np.int64), LATEST_ORDER_US)
     delay = np.where(order, np.minimum(delay + late, LATEST_ORDER_US), delay)
     return Reactions(viewed, outcomes, dwell, np.where(order, likely.price, 0.0), delay)
+
+
+def expected(law: Law, people: Population, items: Items, requests: Requests, rows: Ints) -> Expected:
+    """The mean of `react`, exact for both laws: what stands above tires, and decides who gets further.
+
+    Args:
+        rows: int64 [R, K], rows of `items` in the order shown.
+    """
+    likely = chances(law, people, items, requests, rows)
+    odds = likely.click_odds - _tiredness(items, rows)
+    bot = people.bot[requests.user][:, None]
+    click = np.where(bot, 1.0, sigmoid(odds) if law.choice == "independent" else _chosen(odds))
+    order = np.where(bot, 0.0, click * likely.cart * likely.order)
+    seen = np.where(bot, 1.0, _reached(law, people, requests, click, order))
+    return Expected(seen, seen * click, seen * order, seen * order * likely.price)
+
+
+def _chosen(odds: Floats) -> Floats:
+    """The probabilities behind `_single_choice`."""
+    result = np.empty_like(odds)
+    for start in range(0, odds.shape[1], SCREEN):
+        part = np.exp(odds[:, start : start + SCREEN])
+        result[:, start : start + SCREEN] = part / (1.0 + part.sum(1, keepdims=True))
+    return result
+
+
+def _reached(law: Law, people: Population, requests: Requests, click: Floats, order: Floats) -> Floats:
+    """The probabilities behind `_examined`."""
+    base = np.array(law.examine)[requests.scenario]
+    if law.examination == "power":
+        exponent = base * np.exp(-0.5 * people.patience[requests.user])
+        return np.asarray((1.0 + np.arange(click.shape[1]))[None, :] ** -exponent[:, None])
+    odds = (np.log(base / (1.0 - base)) + people.patience[requests.user])[:, None]
+    after_click = sigmoid(odds - np.where(requests.scenario == SEARCH, 0.4, 0.0)[:, None])
+    onward = order * sigmoid(odds - 3.0) + (click - order) * after_click + (1.0 - click) * sigmoid(odds)
+    return np.concatenate([np.ones((len(click), 1)), np.cumprod(onward[:, :-1], axis=1)], axis=1)
 
 
 def _tiredness(items: Items, rows: Ints) -> Floats:

@@ -17,7 +17,7 @@ from omnifeed.config import WorldConfig
 from omnifeed.errors import InputError
 from omnifeed.tables import EVENTS, Tables
 from omnifeed.world.assortment import Assortment, Items
-from omnifeed.world.behaviour import Reactions, Requests, chances, react, sigmoid
+from omnifeed.world.behaviour import Expected, Reactions, Requests, chances, expected, react, sigmoid
 from omnifeed.world.keys import Floats, Ints, generator
 from omnifeed.world.laws import SCENARIOS, law
 from omnifeed.world.logging_policy import Shelf, logged_slates
@@ -107,6 +107,15 @@ class World:
             )
             for place, item in enumerate(item_ids)
         ]
+
+    def expected(self, visit: Visit, item_ids: Sequence[str]) -> Expected:
+        """What `respond` gives on average over luck, which only an oracle knows; arrays [1, len(item_ids)].
+
+        Raises:
+            InputError: the user, the scenario or an item is not of this world.
+        """
+        rows = self._rows(item_ids, visit.ts)[None]
+        return expected(self._law, self._people, self._assortment.items, self._requests(visit), rows)
 
     def value(self, user_id: str, scenario: str, query: str | None, ts: int, item_ids: Sequence[str]) -> Floats:
         """Expected GMV of each item shown alone at the top, USD; what only an oracle knows.

@@ -95,6 +95,7 @@ class Source(StrEnum):
 
     DENSE = "dense"
     TRENDING = "trending"
+    NEW = "cold_start"  # a new item that was hardly seen: in a place kept for such, or found as one
     CANDIDATE = "candidate"  # the caller's own
 
 
@@ -167,7 +168,7 @@ class Answer:
     item_ids: tuple[str, ...]
     scores: tuple[float, ...]
     sources: tuple[Source, ...]
-    propensities: tuple[float, ...] | None  # None unless the slate was sampled; see `slate.explore`
+    propensities: tuple[float, ...] | None  # None unless the slate was sampled; see `slate.fill`
     interstitial: tuple[bool, ...]  # the item's policy asks for a warning before it is shown
     tail_creators: tuple[bool | None, ...]  # the item's creator is none of the largest; None where it has none
     degraded: tuple[Reason, ...]

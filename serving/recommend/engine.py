@@ -24,6 +24,7 @@ from omnifeed.export.encode import (
     ACTIONS,
     MAX_QUERY_CHARS,
     Floats,
+    Ints,
     UserRow,
     candidate_dense,
     encode_request,
@@ -37,6 +38,7 @@ from omnifeed.serving.recommend.index import Index
 from omnifeed.serving.recommend.limits import Limits
 from omnifeed.serving.recommend.live import Live, Loaded, State
 from omnifeed.serving.recommend.metrics import Metrics, Stages
+from omnifeed.serving.recommend.newcomers import newcomers
 from omnifeed.serving.recommend.retrieve import Candidates
 from omnifeed.serving.recommend.routing import Route
 
@@ -219,7 +221,8 @@ class _Call:
     def _what_trends(self, index: Index) -> Candidates:
         mask, query = self._mask(index), self._query_vector(index)
         if self.request.candidates is None:
-            return retrieve.trending(index, self.request.scenario, query, mask, self.count)
+            new = slate.generator("new", self.request.request_id).permutation(self._new(index))
+            return retrieve.trending(index, self.request.scenario, query, mask, self.count, new)
         rows = self._own(index, mask)
         scores = retrieve.own_trending(index, rows, self.request.scenario, query)
         return Candidates(rows, scores, retrieve.source_of(Source.CANDIDATE, len(rows)))
@@ -271,23 +274,20 @@ class _Call:
             self.degraded += [reason, Reason.RETRIEVAL_ORDER]
             return found
         asked.probabilities = ranked
-        price = index.catalogue.price[found.rows - 1]
-        scores = slate.values(
-            ranked,
-            loaded.release.tasks,
-            self.config.value,
-            price,
-            self.config.price_power,
-            found.scores,
-            self.config.retrieval_prior,
-        )
-        return Candidates(found.rows, scores, found.sources)
+        config, tasks, price = self.config, loaded.release.tasks, index.catalogue.price[found.rows - 1]
+        settings = config.value, price, config.price_power, found.scores, config.retrieval_prior
+        return replace(found, scores=slate.values(ranked, tasks, *settings))
 
     def _found(self, index: Index, user_vec: Floats, query: Floats | None, weight: np.float32) -> Candidates:
         mask, scenario = self._mask(index), self.request.scenario
         if self.request.candidates is None:
-            return retrieve.dense(index, user_vec, scenario, query, mask, self.count, weight)
+            return retrieve.dense(index, user_vec, scenario, query, mask, self.count, weight, self._new(index))
         return retrieve.own_dense(index, self._own(index, mask), user_vec, scenario, weight)
+
+    def _new(self, index: Index) -> Ints:
+        """Rows from 0 of new items; none where the answer has no place that is kept for them."""
+        wanted = 0 < self.config.new_every <= self.request.k
+        return index.new(self.now, self.config.new_views) if wanted else retrieve.NO_ROWS
 
     def _encoded(self, index: Index) -> dict[str, npt.NDArray[Any]]:
         request = self.request
@@ -372,28 +372,28 @@ class _Call:
             self._slate(index, candidates)
 
     def _slate(self, index: Index, candidates: Candidates) -> None:
-        request, config = self.request, self.config
-        texts = index.catalogue.texts
-        authors = index.catalogue.author[candidates.rows - 1]
-        if request.candidates is None and slate.explored(request.request_id, config.explore_share):
-            chosen = slate.explore(
-                candidates.scores,
-                authors,
-                request.k,
-                config.creator_limit,
-                config.explore_temperature,
-                request.request_id,
-            )
-        else:
-            chosen = slate.ordered(candidates.scores, authors, request.k, config.creator_limit)
-        self.item_ids = [str(texts["item_id"][int(candidates.rows[place]) - 1]) for place in chosen.places]
-        self.scores = [float(candidates.scores[place]) for place in chosen.places]
-        self.sources = [candidates.sources[place] for place in chosen.places]
+        request, config, catalogue, rows = self.request, self.config, index.catalogue, candidates.rows - 1
+        authors, texts = catalogue.author[rows], catalogue.texts
+        categories = slate.category_levels(texts["category"][row] for row in rows.tolist())
+        free = request.candidates is None  # what the caller names is ranked, and nothing else
+        chosen = slate.fill(
+            slate.diversified(candidates.scores, authors, categories, request.k, config.diversity),
+            authors,
+            newcomers(catalogue, rows, self.now, config.new_views),
+            request.k,
+            creator_limit=config.creator_limit,
+            new_every=config.new_every if free else 0,
+            temperature=config.explore_temperature,
+            request_id=request.request_id,
+            sampled=free and slate.explored(request.request_id, config.explore_share),
+        )
+        self.places, places = chosen.places, list(chosen.places)
+        shown = rows[places]
+        self.item_ids = [str(texts["item_id"][row]) for row in shown.tolist()]
+        self.scores = candidates.scores[places].tolist()
+        self.sources = np.where(chosen.kept, np.array(Source.NEW, np.object_), candidates.sources[places]).tolist()
         self.propensities = chosen.propensities
-        self.places = chosen.places
-        rows = candidates.rows[list(chosen.places)] - 1
-        self.tail_creators = index.catalogue.of_tail(rows)
-        labels = index.catalogue.policy[rows]
-        self.interstitial = (labels == POLICIES.index("INTERSTITIAL")).tolist()
+        self.tail_creators = catalogue.of_tail(shown)
+        self.interstitial = (catalogue.policy[shown] == POLICIES.index("INTERSTITIAL")).tolist()
         if len(self.item_ids) < request.k:
             self.degraded.append(Reason.FEWER_THAN_K)

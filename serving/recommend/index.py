@@ -19,6 +19,7 @@ from omnifeed.export.catalogue_state import Bools, Catalogue
 from omnifeed.export.encode import EncodeSpec, Floats, Ints, encode_items, unknown_item
 from omnifeed.export.rows import Stack
 from omnifeed.serving.recommend.eligibility import Eligibility
+from omnifeed.serving.recommend.newcomers import Newcomers
 from omnifeed.serving.recommend.parts import Arrays, Parts
 from omnifeed.serving.recommend.texts import Texts
 
@@ -61,6 +62,7 @@ class Index:
     stacks: Mapping[str, Stack] = field(default_factory=dict)  # with a network item_dense, keys, item_vec, item_key
     near: Near | None = None  # of a large one
     eligibility: Eligibility = field(default_factory=Eligibility, repr=False, compare=False)
+    newcomers: Newcomers = field(default_factory=Newcomers, repr=False, compare=False)
 
     @property
     def count(self) -> int:
@@ -104,6 +106,10 @@ class Index:
     def shown(self, now: int, locale: str | None) -> Bools:
         """bool [N]: what may be shown now, to a request of this locale."""
         return self.eligibility.mask(self.catalogue, self.count, now, locale)
+
+    def new(self, now: int, enough: int) -> Ints:
+        """int64 [n], rows from 0: see `Newcomers.rows`."""
+        return self.newcomers.rows(self.catalogue, self.count, now, enough)
 
     def trending_of(self, scenario: str) -> Floats:
         """float32 [N], see `Catalogue.trending_of`."""

@@ -66,6 +66,7 @@ Series = tuple[str, tuple[str, ...]]  # a family's name, its labels' values in t
 STANDING: tuple[Series, ...] = (
     *((name, ()) for name, family in FAMILIES.items() if not family.labels),
     *(("omnifeed_refusals_total", ("INVALID_ARGUMENT", kind.value)) for kind in Refusal),
+    ("omnifeed_refusals_total", ("UNAVAILABLE", "")),
     *(
         (name, (stage.value,))
         for stage in Stage

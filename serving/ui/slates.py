@@ -19,6 +19,7 @@ from omnifeed.serving.wire import Options, Recommendation
 WHY = {
     Source.DENSE: ("for you", "near this user's tastes, by the release's retrieval"),
     Source.TRENDING: ("trending", "among what trends in this scenario now"),
+    Source.NEW: ("new", "a new item that few have seen yet"),
     Source.CANDIDATE: ("given", "one of the caller's own candidates"),
 }
 #: What an answer had to do without.

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from omnifeed.config import Config, DataConfig
-from omnifeed.datasets.kuairand import MAX_REQUEST, SCENARIOS, load
+from omnifeed.datasets.kuairand import SCENARIOS, load
+from omnifeed.datasets.requests import MAX_REQUEST
 from omnifeed.datasets.source import Source, load_tables
 from omnifeed.errors import InputError
 from omnifeed.tables import SCHEMAS

@@ -27,7 +27,7 @@ from omnifeed.experiment.offpolicy.slates import (
     target_probabilities,
     user_folds,
 )
-from omnifeed.serving.recommend.slate import explore
+from omnifeed.serving.recommend.slate import fill
 from omnifeed.tables import read_parquet
 from omnifeed.world.market import World
 
@@ -158,7 +158,10 @@ class Known:
         none = np.full(4, -1)
         draws = [
             [
-                [slate_propensities(scores, none, np.array(order), 9, 1.0) for order in ORDERS]
+                [
+                    slate_propensities(scores, none, np.array(order), creator_limit=9, temperature=1.0)
+                    for order in ORDERS
+                ]
                 for scores in rng.normal(size=(len(visits), 4))
             ]
             for _ in range(2)
@@ -351,14 +354,16 @@ def test_nothing_is_said_where_the_champion_itself_cannot_be_read() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_propensities_are_servings_to_the_bit(seed: int) -> None:
+def test_propensities_are_servings(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    scores, authors = rng.normal(size=40).astype(np.float32), rng.integers(-1, 6, 40)
-    drawn = explore(scores, authors, 10, 2, 0.5, f"request-{seed}")
-    best = np.argsort(-scores, kind="stable")
-    places = np.array([int(np.flatnonzero(best == place)[0]) for place in drawn.places])
-    assert drawn.propensities is not None
-    assert slate_propensities(scores[best], authors[best], places, 2, 0.5).tolist() == list(drawn.propensities)
+    scores, authors, new = rng.normal(size=60), rng.integers(-1, 6, 60), rng.random(60) < 0.2
+    policy = {"creator_limit": 2, "temperature": 0.5, "new_every": 4}
+    drawn = fill(scores, authors, new, 10, **policy, request_id=f"request-{seed}", sampled=True)
+    part = np.union1d(np.argsort(-scores)[:50], np.flatnonzero(new))
+    places = np.searchsorted(part, drawn.places)
+    assert sum(drawn.kept) == 2
+    found = slate_propensities(scores[part], authors[part], places, new=new[part], **policy)
+    assert found.tolist() == pytest.approx(list(drawn.propensities or ()), rel=1e-12)
 
 
 def test_orders_given_what_was_shown_equal_their_enumeration() -> None:
@@ -368,12 +373,14 @@ def test_orders_given_what_was_shown_equal_their_enumeration() -> None:
     log = LoggedSlates(
         np.zeros(1, int),
         np.ones((1, 5), bool),
-        slate_propensities(scores, none, slate, 9, 0.5)[None],
+        slate_propensities(scores, none, slate, creator_limit=9, temperature=0.5)[None],
         np.zeros((1, 5)),
     )
     got = reordering(log, fresh[slate][None], none[slate][None], 9, 0.7, depth=4)
     orders = list(itertools.permutations(slate[:4].tolist()))
-    chance = [slate_propensities(scores, none, np.array(order), 9, 0.5).prod() for order in orders]
+    chance = [
+        slate_propensities(scores, none, np.array(order), creator_limit=9, temperature=0.5).prod() for order in orders
+    ]
     for place in range(4):
 
         def share(count: int) -> float:
@@ -381,7 +388,9 @@ def test_orders_given_what_was_shown_equal_their_enumeration() -> None:
             return sum(same) / sum(chance)
 
         assert got.slates.propensity[0, place] == pytest.approx(share(place + 1) / share(place), rel=1e-9)
-    assert got.target[0, :4] == pytest.approx(slate_propensities(fresh[slate[:4]], none[:4], np.arange(4), 9, 0.7))
+    assert got.target[0, :4] == pytest.approx(
+        slate_propensities(fresh[slate[:4]], none[:4], np.arange(4), creator_limit=9, temperature=0.7)
+    )
     assert (got.slates.propensity[0, 4], got.target[0, 4]) == (1, 1)
 
 
@@ -395,7 +404,8 @@ def serve(folder: Path, requests: int, pool: int = 12) -> dict[str, float]:
     for number in range(requests):
         request, user = f"q{number}", f"u{number % (requests // 2)}"
         scores = rng.normal(size=pool).astype(np.float32)
-        drawn = explore(scores, authors, 4, 3, 1.0, request)
+        drawn = fill(scores, authors, np.zeros(pool, bool), 4, creator_limit=3, new_every=0, temperature=1.0,
+                     request_id=request, sampled=True)  # fmt: skip
         assert drawn.propensities is not None
         for position, place in enumerate(drawn.places):
             common = {"request_id": request, "item_id": names[place]}
@@ -431,7 +441,9 @@ def test_a_new_order_of_explored_answers_is_judged_from_the_logs_alone(
     truth, orders = 0.0, list(itertools.permutations(range(3)))
     for row in scores:
         for order in orders:
-            chance = slate_propensities(row[:3], np.full(3, -1), np.array(order), 9, 0.8).prod()
+            chance = slate_propensities(
+                row[:3], np.full(3, -1), np.array(order), creator_limit=9, temperature=0.8
+            ).prod()
             truth += chance * sum(row[place] / (1 + rank) for rank, place in enumerate((*order, 3)))
     truth /= len(scores)
     for kind in (Estimator.IPS, Estimator.SNIPS, Estimator.RIPS, Estimator.SNRIPS):
@@ -446,7 +458,9 @@ def test_probabilities_of_the_wrong_pool_are_refused(served: tuple[pa.Table, dic
     explored = explored_slates(events, "click")
     lines = []
     for request, row in zip(explored.request_id, explored.item_id, strict=True):
-        among_shown = slate_propensities(np.array([appeal[item] for item in row]), np.full(4, -1), np.arange(4), 9, 1.0)
+        among_shown = slate_propensities(
+            np.array([appeal[item] for item in row]), np.full(4, -1), np.arange(4), creator_limit=9, temperature=1.0
+        )
         lines += [(request, str(item), chance) for item, chance in zip(row, among_shown, strict=True)]
     target = target_probabilities(explored, *zip(*lines, strict=True))
     found = estimate(Estimator.RIPS, explored.slates, target)

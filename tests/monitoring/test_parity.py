@@ -13,7 +13,7 @@ from export.releases import NOW, catalogue_columns, workshop
 from monitoring.trial import Rows, ask_everybody, prepared, settings
 from omnifeed.export.catalogue import write_snapshot
 from omnifeed.export.encode import DAY_US
-from omnifeed.features.spec import ITEM_DENSE, REQUEST_TIME_FEATURES, USER_DENSE
+from omnifeed.features.spec import ITEM_DENSE, ITEM_PLAIN_FEATURES, REQUEST_TIME_FEATURES, USER_DENSE
 from omnifeed.home import Home
 from omnifeed.monitoring.parity import HISTORY
 from omnifeed.monitoring.watch import State, Watch, watch
@@ -44,6 +44,7 @@ def differing(found: Watch) -> set[str]:
 def test_every_feature_that_was_served_is_what_training_would_have_seen(home: Home) -> None:
     found = looked(home, Rows(home))
     names = {feature.name for feature in (*USER_DENSE, *ITEM_DENSE)} | {*REQUEST_TIME_FEATURES, *HISTORY}
+    names -= {*ITEM_PLAIN_FEATURES}  # as they were then is not kept
     assert {each.skew.feature for each in found.skew} == names
     assert {each.skew.requests for each in found.skew} == {40}
     assert differing(found) == set()
@@ -94,6 +95,23 @@ def test_item_features_of_another_day_are_found(home: Home) -> None:
     found = looked(home, Rows(home))
     assert {"item_views_7d", "item_scenario_trending"} <= {each.skew.feature for each in found.skew if each.alarm}
     assert not {feature.name for feature in USER_DENSE} & differing(found)
+
+
+def test_what_the_catalogue_does_not_know_any_more_is_no_skew(home: Home) -> None:
+    """After the requests prices rise, and what u5 clicked is taken away."""
+    rows = Rows(home)
+    ask_everybody(home, rows)
+    items, features = catalogue_columns(workshop() / "training_set")
+    gone = set(rows.rows["u5"].history_item)
+    assert gone
+    kept = [place for place, item in enumerate(items["item_id"]) if item not in gone]
+    items = {name: [column[place] for place in kept] for name, column in items.items()}
+    features = {
+        scenario: {n: [c[place] for place in kept] for n, c in named.items()} for scenario, named in features.items()
+    }
+    items["price"] = [99.0] * len(kept)
+    write_snapshot(home, items, features, NOW)
+    assert differing(watch(home, settings(), LATER)) == set()
 
 
 def test_events_that_the_pushes_have_not_brought_yet_are_counted_and_are_no_skew(home: Home) -> None:

@@ -14,7 +14,7 @@ from omnifeed.experiment.assignment import Arm, Experiment
 from omnifeed.home import write_json
 from omnifeed.serving.recommend.contract import Request
 from serving.fuzzing import UNLIMITED, answered, tensors
-from serving.test_recommend import Server
+from serving.recommender import Server
 
 EXAMPLES = 250
 

@@ -7,11 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnx.numpy_helper
 import pytest
-from export.releases import NOW, config, copied, experiment, variant
-from onnx import TensorProto, helper
+from export.releases import NOW, config, copied, experiment, never_answers, variant
 
 from omnifeed.errors import UnavailableError
 from omnifeed.serving import server as server_module
@@ -23,30 +20,6 @@ try:
     triton_environment()
 except UnavailableError as missing:
     pytest.skip(missing.problem, allow_module_level=True)
-
-
-def never_answers(folder: Path) -> None:
-    """The ranker counts to a trillion first."""
-    path = next(folder.glob("models/ranker_*/1/model.onnx"))
-    model = onnx.load(path)
-    for node in model.graph.node:
-        node.output[:] = ["before" if name == "probabilities" else name for name in node.output]
-    number, flag = (lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [])), TensorProto.BOOL
-    body = helper.make_graph(
-        [helper.make_node("Identity", ["go_in"], ["go_out"]), helper.make_node("Identity", ["sum_in"], ["sum_out"])],
-        "count",
-        [
-            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
-            helper.make_tensor_value_info("go_in", flag, []),
-            number("sum_in"),
-        ],
-        [helper.make_tensor_value_info("go_out", flag, []), number("sum_out")],
-    )
-    for name, value in (("turns", np.array(10**12)), ("go", np.array(True)), ("nothing", np.array(0, np.float32))):
-        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
-    model.graph.node.append(helper.make_node("Loop", ["turns", "go", "nothing"], ["counted"], body=body))
-    model.graph.node.append(helper.make_node("Add", ["before", "counted"], ["probabilities"]))
-    onnx.save(model, path)
 
 
 @pytest.fixture

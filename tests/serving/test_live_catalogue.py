@@ -25,7 +25,7 @@ from omnifeed.serving.client import Client
 from omnifeed.serving.recommend.contract import MAX_K, Reason
 from omnifeed.serving.recommend.parts import Arrays, Parts
 from omnifeed.serving.server import LocalServer, triton_environment
-from serving.test_recommend import Server
+from serving.recommender import Server
 
 ARMS = ("champion", "challenger")
 SHOW = {

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from export.releases import NOW, catalogue_columns, config, copied, experiment, workshop
 from hypothesis import HealthCheck, given, settings
@@ -18,7 +19,7 @@ from omnifeed.export.following import compact, load_catalogue
 from omnifeed.serving.recommend import nearest
 from omnifeed.serving.recommend.contract import MAX_K
 from omnifeed.serving.recommend.live import Live
-from serving.test_recommend import Server
+from serving.recommender import Server
 
 
 def breaking(*parts: str) -> Callable[[Server], None]:
@@ -47,10 +48,14 @@ HIDE: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(params=["exact", "approximate"])
 def server(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
-    """Half of the requests are explored. The approximate one has inverted lists although its catalogue is small."""
+    """Half of the requests are explored, a fifth of the places is for new items, and slates are made diverse.
+
+    The approximate one has inverted lists although its catalogue is small.
+    """
     home = copied(tmp_path / "home")
     experiment(home, ("champion", "0", 0.5), ("challenger", "1", 0.5))
-    one = Server(home, replace(config().serving, explore_share=0.5))
+    slates = {"explore_share": 0.5, "new_every": 5, "new_views": 10_000, "diversity": 0.5}
+    one = Server(home, replace(config().serving, **slates))
     if request.param == "approximate":
         pytest.importorskip("faiss")
         monkeypatch.setattr(nearest, "FEW", 0)
@@ -98,7 +103,7 @@ def test_no_path_returns_what_must_not_be_shown_whatever_hid_it(server: Server, 
 
     excluded = data.draw(st.sets(st.sampled_from(ids), max_size=5), label="excluded")
     candidates = data.draw(st.none() | st.lists(st.sampled_from(ids), min_size=1, max_size=30), label="candidates")
-    k = data.draw(st.sampled_from([1, 5, MAX_K]), label="k")
+    k = data.draw(st.sampled_from([1, 5, 20, MAX_K]), label="k")
     answer = server.ask(
         arm=arm,
         k=k,
@@ -118,3 +123,39 @@ def test_no_path_returns_what_must_not_be_shown_whatever_hid_it(server: Server, 
     wanted = left if candidates is None else left & set(candidates)
     if path != "an index that is not built again":
         assert len(answer.item_ids) == min(k, len(wanted)), "what is hidden took somebody's place"
+
+
+@pytest.mark.parametrize("path", PATHS)
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_path_returns_what_the_snapshot_hides(server: Server, path: str, data: st.DataObject) -> None:
+    arm, fail = PATHS[path]
+    for broken in server.broken.values():
+        broken.clear()
+    server.store.down = False
+    if arm == "alone":
+        experiment(server.home, ("champion", "1", 1.0))
+        arm = "champion"
+    else:
+        experiment(server.home, ("champion", "0", 0.5), ("challenger", "1", 0.5))
+    items, features = catalogue_columns(workshop() / "training_set")
+    count = len(items["item_id"])
+    hidden = data.draw(st.sets(st.integers(0, count - 1), max_size=count))
+    how = [data.draw(st.sampled_from(["policy", "stock", "author"])) if row in hidden else "" for row in range(count)]
+    items["policy"] = ["DROP" if reason == "policy" else "ALLOW" for reason in how]
+    items["stock"] = [0 if reason == "stock" else None for reason in how]
+    items["author_id"] = ["blocked" if reason == "author" else f"a{row}" for row, reason in enumerate(how)]
+    write_snapshot(server.home, items, features, NOW, blocked_authors=("blocked",))
+    while not server.live.refresh():
+        pass
+    fail(server)
+    answer = server.ask(
+        arm=arm,
+        k=data.draw(st.integers(1, MAX_K)),
+        query=data.draw(st.none() | st.text(max_size=30)),
+        candidates=data.draw(st.none() | st.just(tuple(str(item) for item in items["item_id"]))),
+        request_id=data.draw(st.uuids()).hex,
+    )
+    assert not {str(items["item_id"][row]) for row in hidden} & set(answer.item_ids)
+    assert len(set(answer.item_ids)) == len(answer.item_ids)
+    assert np.isfinite(answer.scores).all()

@@ -246,6 +246,32 @@ def test_value_is_the_mean_of_what_people_pay(law: str) -> None:
     assert error < 0.15 * np.mean(expected)  # the comparison is sharp enough to notice a wrong factor
 
 
+@pytest.mark.parametrize("law", LAW_NAMES)
+def test_expected_is_the_mean_of_what_people_do_with_a_slate_that_repeats_itself(law: str) -> None:
+    world = World(small(law))
+    table = world.catalogue(world.day_start(6))
+    table = table.filter(pc.field("kind") != "livestream").sort_by("author_id")
+    slate = table["item_id"].to_pylist()[:8]  # few creators
+    prices = np.array([price or 0.0 for price in table["price"].to_pylist()[:8]])
+    assert len(set(table["author_id"].to_pylist()[:8])) < 4
+    visits = world.visits(6)
+    for visit in (next(v for v in visits if v.scenario == name) for name in ("short_video", "search")):
+        again = [dataclasses.replace(visit, visit_id=f"{visit.visit_id}/{number}") for number in range(1_500)]
+        came = [world.respond(one, slate) for one in again]
+        expected = world.expected(visit, slate)
+        found = {
+            "views": [[response.viewed for response in responses] for responses in came],
+            "clicks": [[response.outcomes["click"] for response in responses] for responses in came],
+            "orders": [[response.outcomes["order"] for response in responses] for responses in came],
+        }
+        for name, drawn in found.items():
+            truth = getattr(expected, name)[0]
+            error = np.sqrt(truth * (1 - truth) / len(drawn)) + 1 / len(drawn)
+            assert (np.abs(np.mean(drawn, axis=0) - truth) < 4 * error).all(), (visit.scenario, name)
+        assert expected.gmv[0] == pytest.approx(expected.orders[0] * prices)
+        assert expected.clicks.sum() > 0.02
+
+
 def test_strangers_are_refused(world: World) -> None:
     visit = world.visits(6)[0]
     with pytest.raises(InputError, match="'nothing' is not of this world"):

@@ -19,26 +19,38 @@ from omnifeed.experiment.offpolicy.slates import Bools, Floats, Ints, LoggedSlat
 DEEPEST = 10  # positions whose orders are counted: 2 ** 10 subsets an answer
 
 
-def slate_propensities(scores: Floats, authors: Ints, places: Ints, creator_limit: int, temperature: float) -> Floats:
+def slate_propensities(
+    scores: Floats,
+    authors: Ints,
+    places: Ints,
+    *,
+    creator_limit: int,
+    temperature: float,
+    new: Bools | None = None,
+    new_every: int = 0,
+) -> Floats:
     """The probability of each of a slate's items given those above it, as exploration in serving draws them.
 
     Args:
-        scores: float [E], of all candidates that take part.
+        scores: float [E], of all candidates that take part, as diversity has left them.
         authors: int64 [E], a number for each creator, -1 for none.
         places: int64 [K], the slate, as places among the candidates.
+        new: bool [E], what may stand in the last of every `new_every` places, which are kept for such.
 
     Returns:
         float64 [K].
     """
     spread = float(scores.std())
     logits = (scores.astype(np.float64) - scores.mean()) / (temperature * spread if spread > 0 else 1.0)
-    weights = np.exp(logits - logits.max())
     left = np.ones(len(scores), np.bool_)
     taken: Counter[int] = Counter()
     result = np.empty(len(places))
     for position, place in enumerate(places.tolist()):
         free = left & ~np.isin(authors, [creator for creator, count in taken.items() if count >= creator_limit])
         pool = free if free.any() else left
+        if new is not None and new_every and (position + 1) % new_every == 0 and (free & new).any():
+            pool = free & new
+        weights = np.exp(logits - logits[pool].max())
         result[position] = weights[place] / weights[pool].sum() if pool[place] else 0.0
         left[place] = False
         if authors[place] >= 0:
@@ -65,7 +77,8 @@ def reordering(
     prod_{j<k} (1 - p_j). The probability of the shown set S is the sum over its orders, g({}) of the recursion
     g(S) = 1, g(T) = sum_{i in S - T} w_i / (1 - w(T)) g(T + i), and that of the logged item at position k given
     those above and S is p_k g(T_k) / g(T_{k-1}). The creators' limit breaks this where it bites; such sets are left
-    out, which is a choice by set and not by order, so the estimate stays one of all others.
+    out, which is a choice by set and not by order, so the estimate stays one of all others. A place that is kept for
+    new items is drawn from another pool: give a depth above the first of them.
 
     Args:
         scores: float [R, K], the other scorer's, of the logged items.
