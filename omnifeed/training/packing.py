@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from omnifeed.errors import InputError
+from omnifeed.errors import InputError, OmnifeedError
 
 PART = 200_000  # rows read at a time
 
@@ -30,24 +30,35 @@ class Column:
     def __init__(self, scratch: Path | None) -> None:
         self._parts: list[Array] = []
         self._rows = 0
+        self._scratch = scratch
         self._file: IO[bytes] | None = tempfile.TemporaryFile(dir=scratch) if scratch else None  # noqa: SIM115
 
     def __len__(self) -> int:
         return self._rows
 
     def append(self, part: Array) -> None:
-        """Add rows; every part has the same type and width, and there is at least one."""
+        """Add rows; every part has the same type and width, and there is at least one.
+
+        Raises:
+            OmnifeedError: the folder's disk is full.
+        """
         if self._file is None or not self._parts:
             self._parts.append(part)
         if self._file is not None:
-            np.ascontiguousarray(part, self._parts[0].dtype).tofile(self._file)
+            try:
+                self._file.write(np.ascontiguousarray(part, self._parts[0].dtype).data)
+                self._file.flush()
+            except OSError as error:
+                raise OmnifeedError(
+                    f"The training set's arrays could not be written to {self._scratch}: {error.strerror or error}.",
+                    "Free some space there and run again; what was trained before is untouched.",
+                ) from error
         self._rows += len(part)
 
     def array(self) -> Array:
         """All rows in their order."""
         if self._file is None or not self._rows:
             return np.concatenate(self._parts)
-        self._file.flush()
         first = self._parts[0]
         return np.memmap(self._file, first.dtype, "r", shape=(self._rows, *first.shape[1:]))
 

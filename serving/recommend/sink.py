@@ -18,7 +18,9 @@ from typing import Any
 from omnifeed.home import Home
 from omnifeed.serving.recommend.patience import Patience
 
-WAIT_S = 0.05  # a write takes a ten-thousandth of it; and while one hangs, the next requests do not wait at all
+#: A write takes far less; a machine so busy that a thread waits for its turn loses nothing by it. While a write hangs,
+#: the next requests do not wait at all.
+WAIT_S = 0.5
 FILE_BYTES = 256 * 2**20  # then a new file: the old one can be shipped to its end and removed
 CLOSE_S = 1.0
 
