@@ -79,6 +79,7 @@ def generate(folder: Path, day: int, rows: int) -> None:
         connection.execute(
             "COPY (SELECT request_id, item_id, position, user_id, scenario, NULL AS query, arm, "
             "CASE arm WHEN 'champion' THEN '0' ELSE '1' END AS release, 'scale' AS experiment, ts, NULL AS propensity, "
+            "round(5 + 10 * luck, 3) AS latency_ms, luck < 0.4 AS tail_creator, "
             "'dense' AS source, []::VARCHAR[] AS degraded, 'en' AS locale, 'phone' AS device FROM made "
             f"JOIN split USING (user_id)) TO '{folder}/exposures/{day:02d}.jsonl' (FORMAT json)"
         )
@@ -99,11 +100,12 @@ def bare(folder: Path) -> None:
     connection = duckdb.connect()
     connection.execute(
         "SELECT arm, scenario, release, experiment, count(*), count(DISTINCT user_id), count(DISTINCT request_id), "
-        "max(item_id), min(ts), max(ts), max(position), max(device), sum(len(degraded)) "
+        "max(item_id), min(ts), max(ts), max(position), max(device), sum(len(degraded)), sum(latency_ms), "
+        "count(tail_creator) "
         "FROM read_json(?, format = 'newline_delimited', columns = "
         "{request_id: 'VARCHAR', item_id: 'VARCHAR', user_id: 'VARCHAR', scenario: 'VARCHAR', arm: 'VARCHAR', "
         "release: 'VARCHAR', experiment: 'VARCHAR', ts: 'BIGINT', degraded: 'VARCHAR[]', position: 'BIGINT', "
-        "device: 'VARCHAR'}) GROUP BY ALL",
+        "device: 'VARCHAR', latency_ms: 'DOUBLE', tail_creator: 'BOOLEAN'}) GROUP BY ALL",
         [str(folder / "exposures" / "*.jsonl")],
     ).fetchall()
     connection.execute(

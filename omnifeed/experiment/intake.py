@@ -30,7 +30,7 @@ import duckdb
 
 from omnifeed.errors import InputError
 from omnifeed.experiment.assignment import Experiment
-from omnifeed.experiment.read import Lines, Log, literal, path_list
+from omnifeed.experiment.read import Lines, Log, copy_bytes, last_whole, literal, path_list
 from omnifeed.home import write_atomic
 
 DAY = 86_400_000_000  # microseconds
@@ -40,6 +40,7 @@ BEFORE, AFTER, FOREIGN, BROKEN, UNROUTED = -1, -2, -3, -4, -5
 STATE = "state.json"
 LOGS = ("exposures", "outcomes")
 LAYOUT = "2"  # of the folder; raised when other things are kept in it
+AT_ONCE = 6_000_000  # outcomes and requests that are joined in one go: bounds memory
 SAMPLES, SAMPLE = 64, 4096  # of what was read of a file: number and bytes
 _BY_BLOCK = "(FORMAT parquet, PARTITION_BY (block))"
 _KEYED = "hash(request_id) AS request, hash(item_id) AS item, CASE WHEN NOT whole THEN file END AS file"
@@ -286,7 +287,7 @@ def _new_parts(intake: Intake, batch: Path, lines: Lines, copied: bool) -> list[
             continue
         start, end, torn = former.read if former else 0, status.st_size, False
         if lines.grows:
-            end, torn = _last_whole(file, start, end)
+            end, torn = last_whole(file, start, end)
         seen = Seen(
             size=status.st_size,
             modified=status.st_mtime_ns,
@@ -299,36 +300,9 @@ def _new_parts(intake: Intake, batch: Path, lines: Lines, copied: bool) -> list[
         read = file
         if copied or start or end < status.st_size:
             read = batch / f"{lines.what}-{number}.jsonl"
-            _copy(file, start, end, read)
+            copy_bytes(file, start, end, read)
         parts.append(_Part(file, read, seen))
     return parts
-
-
-def _last_whole(file: Path, start: int, end: int) -> tuple[int, bool]:
-    """Where the last line that can be read ends, and whether a torn one follows it."""
-    with file.open("rb") as handle:
-        tail = b""
-        at = end
-        while at > start and b"\n" not in tail:
-            step = min(at - start, 1 << 16)
-            at -= step
-            handle.seek(at)
-            tail = handle.read(step) + tail
-    rest = tail[tail.rfind(b"\n") + 1 :]
-    try:
-        if not rest or isinstance(json.loads(rest), dict):
-            return end, False
-    except ValueError:
-        pass
-    return end - len(rest), True
-
-
-def _copy(file: Path, start: int, end: int, to: Path) -> None:
-    with file.open("rb") as source, to.open("wb") as target:
-        source.seek(start)
-        while start < end and (piece := source.read(min(end - start, 1 << 22))):
-            target.write(piece)
-            start += len(piece)
 
 
 def _block(experiment: Experiment) -> str:
@@ -386,14 +360,23 @@ def _store_outcomes(
     if not sources:
         return
     connection.execute(f"CREATE OR REPLACE TEMP TABLE came AS {' UNION ALL '.join(sources)}")
-    known = "SELECT NULL::UBIGINT AS request, NULL::INTEGER AS block WHERE false"
-    if any(intake.folder.glob("batch-*/requests.parquet")):
-        known = (
-            "SELECT request, coalesce(min(block) FILTER (block >= 0), max(block)) AS block "
-            f"FROM {_requests(intake.folder)} SEMI JOIN came USING (request) GROUP BY request"
+    lines = connection.execute("SELECT count(*) FROM came").fetchall()[0][0]
+    indexed = any(intake.folder.glob("batch-*/requests.parquet"))
+    if indexed:
+        lines += connection.execute(f"SELECT count(*) FROM {_requests(intake.folder)}").fetchall()[0][0]
+    slices = 1 + lines // AT_ONCE
+    for number in range(slices):
+        mine = f"request % {slices} = {number}"
+        known = "SELECT NULL::UBIGINT AS request, NULL::INTEGER AS block WHERE false"
+        if indexed:
+            known = (
+                "SELECT request, coalesce(min(block) FILTER (block >= 0), max(block)) AS block "
+                f"FROM {_requests(intake.folder)} SEMI JOIN (SELECT request FROM came WHERE {mine}) USING (request) "
+                f"WHERE {mine} GROUP BY request"
+            )
+        connection.execute(
+            f"COPY (SELECT {columns}, CASE WHEN whole THEN coalesce(block, {UNROUTED}) ELSE {BROKEN} END AS block "
+            f"FROM (SELECT * FROM came WHERE {mine}) LEFT JOIN ({known}) USING (request)) TO '{batch / 'outcomes'}' "
+            f"(FORMAT parquet, PARTITION_BY (block), OVERWRITE_OR_IGNORE, FILENAME_PATTERN 'slice{number}_{{i}}')"
         )
-    connection.execute(
-        f"COPY (SELECT {columns}, CASE WHEN whole THEN coalesce(block, {UNROUTED}) ELSE {BROKEN} END AS block "
-        f"FROM came LEFT JOIN ({known}) USING (request)) TO '{batch / 'outcomes'}' {_BY_BLOCK}"
-    )
     connection.execute("DROP TABLE came")

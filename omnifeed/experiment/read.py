@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,3 +98,31 @@ def literal(values: Sequence[str]) -> str:
 def path_list(files: Sequence[Path]) -> str:
     """An SQL array of paths."""
     return "[" + literal([str(path) for path in files])[1:-1] + "]"
+
+
+def last_whole(file: Path, start: int, end: int) -> tuple[int, bool]:
+    """Where the last line that can be read ends, and whether a torn one follows it."""
+    with file.open("rb") as handle:
+        tail = b""
+        at = end
+        while at > start and b"\n" not in tail:
+            step = min(at - start, 1 << 16)
+            at -= step
+            handle.seek(at)
+            tail = handle.read(step) + tail
+    rest = tail[tail.rfind(b"\n") + 1 :]
+    try:
+        if not rest or isinstance(json.loads(rest), dict):
+            return end, False
+    except ValueError:
+        pass
+    return end - len(rest), True
+
+
+def copy_bytes(file: Path, start: int, end: int, to: Path) -> None:
+    """Copy a part of a file."""
+    with file.open("rb") as source, to.open("wb") as target:
+        source.seek(start)
+        while start < end and (piece := source.read(min(end - start, 1 << 22))):
+            target.write(piece)
+            start += len(piece)

@@ -238,5 +238,6 @@ def test_days_too_large_for_memory_are_reduced_in_slices_to_the_same_numbers(
 ) -> None:
     whole = fresh(logs, tmp_path / "whole")
     monkeypatch.setattr(days, "AT_ONCE", 700)  # lines: each day is more
+    monkeypatch.setattr(intake, "AT_ONCE", 900)
     assert alike(whole, fresh(logs, tmp_path / "sliced"))
     assert not list((tmp_path / "sliced").rglob("slice=*"))
