@@ -130,7 +130,7 @@ def test_requests_stages_and_degradations_are_counted_by_the_field_s_names(serve
     wait_for(lambda: grown(requests, scenario="search", arm="champion", release="1") == 6, 5)
     wait_for(lambda: grown(requests, scenario="other", arm="challenger", release="0") == 1, 5)
     assert grown("omnifeed_degraded_total", reason="unknown_scenario", scenario="other", arm="challenger") == 1
-    assert grown("omnifeed_refusals_total", code="INVALID_ARGUMENT", kind="malformed") == 1
+    wait_for(lambda: grown("omnifeed_refusals_total", code="INVALID_ARGUMENT", kind="malformed") == 1, 5)
     for stage in (Stage.USER_ENCODER, Stage.RANKER):
         assert grown("omnifeed_stage_seconds_count", stage=stage.value) == 6
         assert grown("omnifeed_stage_seconds_bucket", stage=stage.value, le="+Inf") == 6
@@ -337,8 +337,8 @@ def test_a_sink_that_hangs_costs_a_moment_once_and_every_loss_is_counted(server:
     in_time = [answer for answer in answers if answer.experiment == "stuck"]
     assert len(in_time) > 30
     assert all(Reason.EXPOSURES_NOT_LOGGED in answer.degraded and len(answer.item_ids) == 10 for answer in in_time)
-    assert max(took) < 0.5
-    assert sorted(took)[-4] < WAIT_S + 0.05  # the wait is paid once a process, not by every request
+    assert max(took) < 2 * WAIT_S
+    assert sorted(took)[-4] < WAIT_S  # the wait is paid once a process, not by every request
     key = "omnifeed_exposures_lost_total", frozenset[tuple[str, str]]()
     lost = sum(Reason.EXPOSURES_NOT_LOGGED in answer.degraded for answer in answers)
     wait_for(lambda: counted(server)[key] - before[key] == lost, 5)
@@ -346,9 +346,8 @@ def test_a_sink_that_hangs_costs_a_moment_once_and_every_loss_is_counted(server:
     path.write_text(former)
     for _ in range(2):
         wait_for(lambda: client.recommend("u", "search", now=NOW, probe=True).experiment == "trial", 5)
-    again = client.recommend("u1", "search", now=NOW)
-    assert Reason.EXPOSURES_NOT_LOGGED not in again.degraded
-    assert any(again.request_id in file.read_text() for file in exposures.glob("*.jsonl"))
+    wait_for(lambda: Reason.EXPOSURES_NOT_LOGGED not in ask("u1").degraded, 5)  # once the hanging write has come back
+    assert any(answers[-1].request_id in file.read_text() for file in exposures.glob("*.jsonl"))
     for reader in readers:
         os.close(reader)
 
