@@ -344,9 +344,13 @@ def test_a_sink_that_hangs_costs_a_moment_once_and_every_loss_is_counted(server:
     wait_for(lambda: counted(server)[key] - before[key] == lost, 5)
     readers = [os.open(pipe, os.O_RDONLY | os.O_NONBLOCK) for pipe in pipes]  # the volume is back
     path.write_text(former)
-    for _ in range(2):
-        wait_for(lambda: client.recommend("u", "search", now=NOW, probe=True).experiment == "trial", 5)
-    wait_for(lambda: Reason.EXPOSURES_NOT_LOGGED not in ask("u1").degraded, 5)  # once the hanging write has come back
+
+    def logged_again() -> bool:
+        """Both at once: the instance has read the routing, and its hanging write has come back."""
+        answer = ask("u1")
+        return answer.experiment == "trial" and Reason.EXPOSURES_NOT_LOGGED not in answer.degraded
+
+    wait_for(logged_again, 5)
     assert any(answers[-1].request_id in file.read_text() for file in exposures.glob("*.jsonl"))
     for reader in readers:
         os.close(reader)
