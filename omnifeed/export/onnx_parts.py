@@ -64,3 +64,7 @@ class OnnxParts:
     def ranker(self, inputs: Arrays) -> Arrays:
         """See `Parts.ranker`."""
         return self._run("ranker", inputs)
+
+    def resting(self) -> str | None:
+        """None: these parts are asked whatever they did before."""
+        return None

@@ -12,7 +12,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from omnifeed.errors import UnavailableError
-from omnifeed.serving.recommend.contract import PART_S
+from omnifeed.serving.recommend.contract import PART_S, REST_S
 from omnifeed.serving.recommend.parts import OUTPUTS, Arrays, as_batched
 from omnifeed.serving.recommend.patience import Patience
 
@@ -28,12 +28,13 @@ class BlsParts:
     """`Parts` of one release: the Triton models `<part>_<number>`, version 1, pinned.
 
     A part that hangs, or whose process has crashed, which takes a second to fail, must not keep `recommend` from
-    answering others. The item encoder is not asked for a request, and may take its time.
+    answering others. The call says how long anybody waits for it, so that a backend that can stop does not go on for
+    nobody. The item encoder is not asked for a request, and may take its time.
     """
 
     def __init__(self, number: str) -> None:
         self._number = number
-        self._waits = {part: Patience[Any](PART_S) for part in ("user_encoder", "ranker")}
+        self._waits = {part: Patience[Any](PART_S, REST_S) for part in ("user_encoder", "ranker")}
 
     def item_encoder(self, inputs: Arrays) -> Arrays:
         """See `Parts.item_encoder`."""
@@ -47,17 +48,22 @@ class BlsParts:
         """See `Parts.ranker`."""
         return self._call("ranker", inputs)
 
+    def resting(self) -> str | None:
+        """See `Parts.resting`."""
+        return next((part for part, waits in self._waits.items() if waits.resting()), None)
+
     def _call(self, part: str, inputs: Arrays) -> Arrays:
+        waits = self._waits.get(part)
         request = pb_utils.InferenceRequest(
             model_name=f"{part}_{self._number}",
             model_version=1,
             requested_output_names=list(OUTPUTS[part]),
+            timeout=round(PART_S * 1e6) if waits else 0,
             **getattr(_request, "trace", {}),
             inputs=[
                 pb_utils.Tensor(name, np.ascontiguousarray(value)) for name, value in as_batched(part, inputs).items()
             ],
         )
-        waits = self._waits.get(part)
         response = request.exec() if waits is None else waits.do(request.exec)
         if response.has_error():
             raise UnavailableError(

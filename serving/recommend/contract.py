@@ -24,6 +24,7 @@ MAX_QUERY_BYTES = 100_000  # beyond it the request is refused; up to it the quer
 MAX_TS = 2**61  # UTC microseconds; far beyond any date, and safe to subtract
 
 PART_S = 0.5  # then a release's part counts as failed; while it hangs, its next calls fail at once
+REST_S = 30.0  # longest time that a part which hangs again and again is not asked
 
 #: Separates what is wrong from what to do in an error that crosses gRPC.
 ERROR_SEPARATOR = "\n"

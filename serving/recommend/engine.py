@@ -212,6 +212,8 @@ class _Call:
             self.degraded.append(Reason.UNKNOWN_SCENARIO)
         if loaded.parts is None:
             return loaded.index, self._trending(loaded.index)
+        if strict and (part := loaded.parts.resting()):
+            raise _PartFailedError(Reason.RANKER_FAILED if part == "ranker" else Reason.USER_ENCODER_FAILED)
         return loaded.index, self._network(loaded, strict)
 
     def _trending(self, index: Index) -> Candidates:

@@ -31,6 +31,10 @@ class Parts(Protocol):
         """States and candidates -> probabilities float32 [B, K, tasks]."""
         ...
 
+    def resting(self) -> str | None:
+        """A part that has hung and is not asked for now; None where all are."""
+        ...
+
 
 def as_batched(part: str, inputs: Arrays) -> Arrays:
     """Inputs as Triton takes them: a part that it batches gets a scalar a request as [B, 1], reshaped there to [B]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -18,10 +19,13 @@ class Patience(Generic[T]):
 
     Args:
         wait_s: how long a caller waits.
+        rest_s: longest rest. Of jobs that hang in a row, the first is followed by a rest of wait_s, and each further
+            one by twice the rest before, in which nothing is begun either.
     """
 
-    def __init__(self, wait_s: float) -> None:
-        self._wait_s = wait_s
+    def __init__(self, wait_s: float, rest_s: float = 0.0) -> None:
+        self._wait_s, self._longest_s = wait_s, rest_s
+        self._rest_s, self._until = 0.0, 0.0
         self._jobs: SimpleQueue[tuple[Future[T], Callable[[], T]] | None] = SimpleQueue()
         self._late: Future[T] | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -31,19 +35,28 @@ class Patience(Generic[T]):
         """What the job returns.
 
         Raises:
-            TimeoutError: it was not done in time, and may be done later; or one before it hangs, and it is never done.
+            TimeoutError: it was not done in time, and may be done later; or one before it hangs, or has made the rest
+                necessary, and it is never done.
             Exception: whatever the job raises.
         """
-        if self._late is not None and not self._late.done():
+        if self.resting():
             raise TimeoutError
         done: Future[T] = Future()
         self._jobs.put((done, job))
         try:
-            return done.result(self._wait_s)
+            result = done.result(self._wait_s)
         except TimeoutError:
             if not done.done() and not done.cancel():
                 self._late = done
+                self._rest_s = min(2 * self._rest_s or self._wait_s, self._longest_s)
+                self._until = time.monotonic() + self._rest_s
             raise
+        self._rest_s = 0.0
+        return result
+
+    def resting(self) -> bool:
+        """Whether nothing would be begun now."""
+        return (self._late is not None and not self._late.done()) or time.monotonic() < self._until
 
     def close(self, last: Callable[[], T], timeout_s: float) -> None:
         """End the thread, with a last job; after so long, what hangs is left behind."""

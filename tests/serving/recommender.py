@@ -63,6 +63,9 @@ class Breaking:
     def ranker(self, inputs: Arrays) -> Arrays:
         return self._call("ranker", inputs)
 
+    def resting(self) -> str | None:
+        return self.inner.resting()
+
 
 class Server:
     """One home and its recommender."""

@@ -11,7 +11,6 @@ import pytest
 from export.releases import NOW, config, copied, experiment, never_answers, variant
 
 from omnifeed.errors import UnavailableError
-from omnifeed.serving import server as server_module
 from omnifeed.serving.client import Client
 from omnifeed.serving.recommend.contract import PART_S, Reason
 from omnifeed.serving.server import LocalServer, triton_environment
@@ -23,8 +22,7 @@ except UnavailableError as missing:
 
 
 @pytest.fixture
-def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    monkeypatch.setattr(server_module, "DRAIN_S", 1.0)  # it will not end what it is at
+def client(tmp_path: Path) -> Iterator[Client]:
     home = copied(tmp_path / "home")
     variant(home, "2", never_answers)
     experiment(home, ("champion", "1", 0.5), ("challenger", "2", 0.5))
@@ -46,6 +44,6 @@ def test_a_challenger_that_hangs_leaves_the_champion_on_time(client: Client) -> 
             hung = {Reason.RANKER_FAILED, Reason.CHAMPION_ANSWER} if arm == "challenger" else set()
             assert set(answer.degraded) == {Reason.NO_FEATURES} | hung
     waited = [seconds for seconds in took["challenger"] if seconds >= PART_S]
-    assert len(waited) <= 2  # once a process
+    assert len(waited) <= 2 * 4  # a process, in the seconds that this takes: at 0, 1, 2.5 and 5
     assert max(took["champion"]) < PART_S
     assert float(np.median(took["champion"])) < 0.1

@@ -170,6 +170,9 @@ class Stuck:
     def ranker(self, inputs: Arrays) -> Arrays:
         return self._inner.ranker(inputs)
 
+    def resting(self) -> str | None:
+        return self._inner.resting()
+
 
 def test_what_sells_out_is_hidden_while_an_item_encoder_hangs(server: Server) -> None:
     reached, go = threading.Event(), threading.Event()

@@ -3,14 +3,19 @@
 Placed as `backends/onnxruntime/model.py` beside the Python backend, it makes `backend: "onnxruntime"` load
 `<version>/model.onnx` from the very config.pbtxt that NVIDIA's container serves with its C++ backend. It is slower (one
 more process between) and runs on the CPU; nothing in a bundle depends on which of the two serves it.
+It stops when a request's timeout is over; the C++ backend goes on.
 """
 
 import json
 import os
 import sys
+import threading
+import time
 
 import onnxruntime
 import triton_python_backend_utils as pb_utils
+
+LOOK_S = 0.1  # so much later than asked may a run stop
 
 
 class TritonPythonModel:
@@ -32,18 +37,32 @@ class TritonPythonModel:
             print(error, file=sys.stderr, flush=True)
             raise pb_utils.TritonModelException("model.onnx cannot be loaded by onnxruntime.") from None
         self.outputs = [output["name"] for output in config["output"]]
+        self.running = None  # the options of what runs now, and when it shall stop
+        threading.Thread(target=self._stop_late, daemon=True).start()
 
     def execute(self, requests):
         """Run the requests one by one; an error carries no path of the server."""
         return [self._run(request) for request in requests]
 
+    def _stop_late(self):
+        while True:
+            time.sleep(LOOK_S)
+            running = self.running
+            if running is not None and time.monotonic() > running[1]:
+                running[0].terminate = True
+
     def _run(self, request):
         feeds = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        options = onnxruntime.RunOptions()
+        if request.timeout():
+            self.running = options, time.monotonic() + request.timeout() / 1e6
         try:
-            answers = self.session.run(self.outputs, feeds)
+            answers = self.session.run(self.outputs, feeds, options)
         except Exception as error:
             print(error, file=sys.stderr, flush=True)
             text = "onnxruntime refused the inputs; the server's log says why."
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(text, pb_utils.TritonError.INVALID_ARG))
+        finally:
+            self.running = None
         tensors = [pb_utils.Tensor(name, value) for name, value in zip(self.outputs, answers, strict=True)]
         return pb_utils.InferenceResponse(tensors)
