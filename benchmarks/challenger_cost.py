@@ -2,9 +2,9 @@
 
     python benchmarks/challenger_cost.py [--items 20000] [--rounds 7] [--seconds 8]
 
-One server; half of the users go to a challenger: in turn, round by round, a copy of the champion, and one that counts
-to a trillion before it ranks, at full load of one core. Four clients ask for users of both arms, and the champion's
-are timed. Run it on a quiet machine.
+One server with two challengers: a copy of the champion, and one that counts to a trillion before it ranks, at full load
+of one core. Four clients ask for users of the champion and of one challenger in turn, round by round, and the
+champion's are timed. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ HEALTHY, HANGING = "2", "3"
 WARM_S = 2.0
 
 
-def route(home: Home, challenger: str) -> None:
-    """Half of the users to a challenger."""
-    arms = (Arm("champion", "1", 0.5), Arm("challenger", challenger, 0.5))
+def route(home: Home) -> None:
+    """A third of the users to each."""
+    arms = (Arm("champion", "1", 0.34), Arm(HEALTHY, HEALTHY, 0.33), Arm(HANGING, HANGING, 0.33))
     write_json(home.experiments / "current.json", Experiment("cost", "salt", arms, 0, FOREVER, "").to_dict())
 
 
-def timed(client: Client, seconds: float, now: int, config: Config, label: str) -> list[float]:
-    """Milliseconds of the champion's answers."""
+def timed(client: Client, challenger: str, seconds: float, now: int, config: Config, label: str) -> list[float]:
+    """Milliseconds of the champion's answers while as many are asked of the challenger."""
     end = time.perf_counter() + seconds
 
     def one(number: int) -> list[float]:
@@ -53,7 +53,7 @@ def timed(client: Client, seconds: float, now: int, config: Config, label: str) 
             if time.perf_counter() >= end:
                 return times
             request = asked(number * 10**6 + turn, now, config, f"{label}-")
-            request["arm"] = ("champion", "challenger")[turn % 2]
+            request["arm"] = ("champion", challenger)[turn % 2]
             begun = time.perf_counter()
             client.recommend(**request)
             if request["arm"] == "champion":
@@ -75,14 +75,12 @@ def main() -> None:
     variant(home, HEALTHY, lambda _: None)
     variant(home, HANGING, never_answers)
     figures: dict[str, list[np.ndarray]] = {HEALTHY: [], HANGING: []}
-    route(home, HEALTHY)
+    route(home)
     with LocalServer(home, config, simulated_clock=True) as server, Client(server.url, deadline_s=20) as client:
         for number in range(options.rounds):
             for challenger, rounds in figures.items():
-                route(home, challenger)
-                server.watch()
-                timed(client, WARM_S, now, config, f"warm-{number}-{challenger}")
-                times = timed(client, options.seconds, now, config, f"{number}-{challenger}")
+                timed(client, challenger, WARM_S, now, config, f"warm-{number}-{challenger}")
+                times = timed(client, challenger, options.seconds, now, config, f"{number}-{challenger}")
                 rounds.append(np.percentile(times, [50, 99]))
                 print(f"round {number} challenger {challenger}  p50, p99 {rounds[-1].round(1)} ms", flush=True)
     shutil.rmtree(folder, ignore_errors=True)

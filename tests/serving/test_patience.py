@@ -62,7 +62,8 @@ def test_each_job_that_hangs_doubles_the_rest_until_one_is_in_time(clock: Clock)
         begun: list[int] = []
         with pytest.raises(TimeoutError):
             patience.do(lambda begun=begun: begun.append(1) or 1)
-        assert patience.resting() and not begun
+        assert patience.resting()
+        assert not begun
         clock.now += 0.2 * WAIT_S
         assert not patience.resting()
     assert patience.do(lambda: 7) == 7
