@@ -151,6 +151,7 @@ class ServingConfig:
     user_rate: float = 20.0  # and a second in the long run
     repeats: int = 5  # times that a request may be asked again under the same request_id; 0: no limit
     queue_limit: int = 128  # requests that may wait for `recommend`; the rest is refused as it comes up; decisions/0006
+    part_ms: int = 100  # that a release's user encoder, or ranker, may take; infra validation refuses a slower one
     threads: int = 1  # onnxruntime threads a model instance
     shipped_logs: str = ""  # URI of the store that servers ship their logs to; the gate's step fetches them from there
 

@@ -1,9 +1,10 @@
 """Proof, before any user meets it, that a release loads in the real server and answers what breaks servers.
 
 A private server on free ports, a home of its own with the release as sole champion, and a small made-up catalogue that
-holds one item for each reason not to be shown. Golden requests go to the release's own Triton models; the odd ones to
-`recommend`. Nothing of it reaches the live experiment's logs. The feature store is not part of a release: requests
-bring their own histories.
+holds one item for each reason not to be shown. Golden requests go to the release's own Triton models, which must be
+quick, too: a slow challenger holds up the champion's users, who share its server. The odd ones go to `recommend`.
+Nothing of it reaches the live experiment's logs. The feature store is not part of a release: requests bring their own
+histories.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from omnifeed.export.trending import trending_scores
 from omnifeed.home import Home, write_json
 from omnifeed.serving.client import Client
 from omnifeed.serving.recommend.contract import MAX_ID_CHARS, MAX_K, History, Reason
-from omnifeed.serving.recommend.parts import OUTPUTS, as_batched
+from omnifeed.serving.recommend.parts import OUTPUTS, Arrays, as_batched
 from omnifeed.serving.recommend.routing import CHAMPION
 from omnifeed.serving.server import LocalServer, triton_environment
 from omnifeed.serving.wire import CHANNEL_ARGS
@@ -39,6 +40,7 @@ NOW = 20_000 * DAY_US
 SHOWN = 60  # items of the made-up catalogue that may be shown
 HIDDEN = ("dropped", "sold-out", "ended", "not-yet-on-air", "not-yet-created", "blocked")
 DEADLINE_S = 20.0
+CALLS = 15  # of which the median is a part's time
 DO_NOT_DEPLOY = "Do not deploy this release."
 
 
@@ -118,10 +120,19 @@ def infra_validate(home: Home, release_number: str, config: Config) -> InfraRepo
                     Client(server.url, deadline_s=DEADLINE_S) as client,
                     triton.InferenceServerClient(server.url, channel_args=CHANNEL_ARGS) as parts,
                 ):
-                    for golden in read_golden(folder / "golden"):
+                    known = read_golden(folder / "golden")
+                    for golden in known:
                         step(
                             f"golden {golden.part} {golden.case}",
                             lambda golden=golden: _golden(parts, golden, release_number),  # type: ignore[misc]
+                        )
+                    for part in sorted({golden.part for golden in known} & {"user_encoder", "ranker"}):
+                        inputs = _largest([golden.inputs for golden in known if golden.part == part], config)
+                        step(
+                            f"time of the {part.replace('_', ' ')}",
+                            lambda part=part, inputs=inputs: _in_time(  # type: ignore[misc]
+                                parts, part, inputs, release_number, config
+                            ),
                         )
                     for name, request, expected in _edges(config.data.scenarios[0]):
                         step(
@@ -172,17 +183,41 @@ def _golden(parts: triton.InferenceServerClient, golden: Golden, number: str) ->
     if golden.part == "trending":
         found = {"scores": trending_scores(golden.inputs["trending"], golden.inputs.get("match"))}
     else:
-        inputs = []
-        for name, value in as_batched(golden.part, golden.inputs).items():
-            one = triton.InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype))
-            one.set_data_from_numpy(np.ascontiguousarray(value))
-            inputs.append(one)
-        model = f"{golden.part}_{number}"
-        answer = parts.infer(model, inputs, model_version="1", client_timeout=DEADLINE_S)
-        found = {name: answer.as_numpy(name) for name in OUTPUTS[golden.part]}
+        found = _asked(parts, golden.part, golden.inputs, number)
     error = max_abs_error(golden.outputs, found)
     _expect(error <= TOLERANCE, f"It differs from the golden answer by {error:g}, more than {TOLERANCE:g}.")
     return f"max. error {error:.1e}"
+
+
+def _asked(parts: triton.InferenceServerClient, part: str, arrays: Arrays, number: str) -> Arrays:
+    inputs = []
+    for name, value in as_batched(part, arrays).items():
+        one = triton.InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype))
+        one.set_data_from_numpy(np.ascontiguousarray(value))
+        inputs.append(one)
+    answer = parts.infer(f"{part}_{number}", inputs, model_version="1", client_timeout=DEADLINE_S)
+    return {name: answer.as_numpy(name) for name in OUTPUTS[part]}
+
+
+def _largest(cases: Sequence[Arrays], config: Config) -> Arrays:
+    """The call with the most in it, with as many candidates as a request has."""
+    case = max(cases, key=lambda arrays: sum(value.size for value in arrays.values()))
+    places = np.arange(config.serving.retrieve)
+    return {
+        name: value.take(places, axis=1, mode="wrap") if name.startswith("cand_") else value
+        for name, value in case.items()
+    }
+
+
+def _in_time(parts: triton.InferenceServerClient, part: str, inputs: Arrays, number: str, config: Config) -> str:
+    times = []
+    for _ in range(CALLS):
+        start = time.perf_counter()
+        _asked(parts, part, inputs, number)
+        times.append((time.perf_counter() - start) * 1e3)
+    median, limit = float(np.median(times)), config.serving.part_ms
+    _expect(median <= limit, f"It takes {median:.0f} ms (median of {CALLS}), more than serving.part_ms, {limit}.")
+    return f"{median:.1f} ms, median of {CALLS}"
 
 
 def _edges(scenario: str) -> tuple[tuple[str, dict[str, Any], set[Reason] | type[InputError]], ...]:

@@ -21,7 +21,17 @@ import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc as triton
-from export.releases import NOW, answers_nan, catalogue_columns, config, copied, experiment, variant, workshop
+from export.releases import (
+    NOW,
+    answers_nan,
+    catalogue_columns,
+    config,
+    copied,
+    count_first,
+    experiment,
+    variant,
+    workshop,
+)
 
 from omnifeed.errors import InputError, IntegrityError, UnavailableError
 from omnifeed.experiment.assignment import Experiment, assign
@@ -348,6 +358,15 @@ def test_infra_validation_passes_a_good_release_and_names_what_fails_in_a_bad_on
     assert [(check.name, check.passed) for check in refused.checks] == [("hashes", False)]
     assert not home.experiments.exists()  # nothing of it was logged
     assert json.dumps(refused.to_dict())
+
+
+def test_infra_validation_refuses_a_release_that_is_slow(tmp_path: Path) -> None:
+    home = copied(tmp_path / "home")
+    variant(home, "2", lambda folder: count_first(folder, 300_000))
+    slow = infra_validate(home, "2", config())
+    failed = [check for check in slow.checks if not check.passed]
+    assert [check.name for check in failed] == ["time of the ranker"]
+    assert re.match(r"It takes \d+ ms \(median of 15\), more than serving.part_ms, 100\.", failed[0].detail)
 
 
 def test_the_readmes_plain_triton_example_runs_as_it_stands(
