@@ -22,9 +22,10 @@ from omnifeed.experiment.ledger import Ledger
 from omnifeed.export.bundle import export_release, export_trending
 from omnifeed.export.catalogue import write_snapshot
 from omnifeed.export.encode import DAY_US, EncodeSpec
+from omnifeed.export.item_features import OWN, SHARED, WITHIN
 from omnifeed.export.provenance import git_commit
 from omnifeed.features.aggregates import AS_OF
-from omnifeed.features.spec import ITEM_DENSE
+from omnifeed.features.spec import Feature
 from omnifeed.features.store import push_users
 from omnifeed.home import Home, write_json
 from omnifeed.model.network import Network, save_network
@@ -78,12 +79,17 @@ def _catalogue(home: Home, table: pa.Table, items: int, config: Config, now: int
     columns["title"] = [f"{title} {number % 997}" for number, title in enumerate(columns["title"])]
     columns["author_id"] = [f"a{number}" for number in rng.integers(0, max(items // 20, 10), items).tolist()]
     columns["stock"] = [None] * items
+    shared = _drawn(rng, SHARED, items)
     features = {
-        scenario: {feature.name: rng.gamma(0.3, 10, items).round(2).tolist() for feature in ITEM_DENSE}
+        scenario: {**shared, **_drawn(rng, WITHIN, items), **{one.name: [rng.random()] * items for one in OWN}}
         for scenario in config.data.scenarios
     }
     write_snapshot(home, columns, features, now)
     return ids
+
+
+def _drawn(rng: np.random.Generator, features: tuple[Feature, ...], items: int) -> dict[str, list[float]]:
+    return {one.name: rng.gamma(0.3, 10, items).round(2).tolist() for one in features}
 
 
 def _histories(home: Home, ids: list[str], config: Config, now: int) -> None:

@@ -40,6 +40,7 @@ _RECOMMENDED = {
     "user_id": pa.int64(),
     "item_id": pa.int64(),
     "playing_time": pa.float64(),
+    "duration_ms": pa.float64(),
     "timestamp": pa.float64(),
     **dict.fromkeys(_OUTCOMES.values(), pa.int64()),
 }
@@ -83,7 +84,7 @@ def load(config: Config) -> Source:
     users = read_csv(folder / "user_features.csv", {"user_id": pa.int64()})
     tables = Tables(
         events=events.sort_by("ts").combine_chunks(),
-        items=conform(_items(folder / "item_features.csv", content, events), "items", "item_features.csv"),
+        items=conform(_items(folder / "item_features.csv", recommended, content, events), "items", "item_features.csv"),
         users=conform(pa.table({"user_id": users["user_id"].cast(pa.string())}), "users", "user_features.csv"),
     )
     left_out = searched.num_rows - content.num_rows
@@ -140,7 +141,7 @@ def _words(numbers: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(pc.equal(words, ""), _NOTHING, words)
 
 
-def _items(path: Path, content: pa.Table, events: pa.Table) -> pa.Table:
+def _items(path: Path, recommended: pa.Table, content: pa.Table, events: pa.Table) -> pa.Table:
     described = read_csv(path, _ITEM)
     uploaded = described["upload_time"]
     padding = pc.starts_with(uploaded, "1970-")
@@ -168,6 +169,9 @@ def _items(path: Path, content: pa.Table, events: pa.Table) -> pa.Table:
     seen = first["ts_min"].take(pc.index_in(items["item_id"], value_set=first["item_id"]))
     created = pc.coalesce(items["created_ts"], seen, pa.scalar(0, TS))
     items = items.set_column(items.column_names.index("created_ts"), "created_ts", created)
+    lengths = recommended.group_by("item_id").aggregate([("duration_ms", "max")])
+    place = pc.index_in(items["item_id"], value_set=lengths["item_id"].cast(pa.string()))
+    items = items.append_column("duration_s", pc.divide(lengths["duration_ms_max"].take(place), 1000.0))
     return items.append_column("policy", pa.repeat("ALLOW", items.num_rows))
 
 

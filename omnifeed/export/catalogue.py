@@ -24,7 +24,6 @@ from omnifeed.errors import InputError, IntegrityError, OmnifeedError, Unavailab
 from omnifeed.export.catalogue_state import (
     CURRENT,
     TEXT_COLUMNS,
-    VIEWS,
     Catalogue,
     encoded_digest,
     largest_authors,
@@ -41,10 +40,10 @@ from omnifeed.export.delta import (
     retire,
     sequences,
 )
-from omnifeed.export.encode import KIND_IDS, Columns, Floats, dense
+from omnifeed.export.encode import KIND_IDS, Columns
+from omnifeed.export.item_features import VIEWS, ItemFeatures
 from omnifeed.export.rows import ItemRows, Stack, id_hash
 from omnifeed.export.strings import Strings
-from omnifeed.features.spec import ITEM_DENSE
 from omnifeed.home import Home, write_atomic
 
 Array = npt.NDArray[Any]
@@ -96,16 +95,8 @@ def write_snapshot(
     policy = [_known(value, POLICIES, "policy") for value in _column(items, "policy", count)]
     sets: dict[tuple[str, ...], int] = {(): 0}
     bound = [tuple(sorted(set(value or ()))) for value in _column(items, "locales", count)]
-    arrays["locale"] = np.array([sets.setdefault(tags, len(sets)) for tags in bound], np.int64)
-    features = {}
-    for scenario, named in item_features.items():
-        for name, values in named.items():
-            if len(values) != count:
-                raise InputError(
-                    f"Feature {name!r} of scenario {scenario!r} has {len(values)} rows for {count} items.",
-                    "Align the features with the items, row by row.",
-                )
-        features[scenario] = dense(named, ITEM_DENSE, count)
+    arrays["locale"] = np.array([sets.setdefault(tags, len(sets)) for tags in bound], np.int32)
+    features = ItemFeatures.of(item_features, count)
     with writing(home):
         sequence, blocked, dropped = _moderated(home, now)
         if blocked_authors is not None:
@@ -121,7 +112,7 @@ def store(
     home: Home,
     texts: Mapping[str, Iterable[str | None]],
     numbers: Mapping[str, Array],
-    features: Mapping[str, Floats],
+    features: ItemFeatures,
     locales: tuple[tuple[str, ...], ...],
     now: int,
     sequence: int,
@@ -151,10 +142,11 @@ def store(
         ],
         np.uint64,
     )
-    for number, matrix in enumerate(features.values()):
-        arrays[f"features.{number}"] = matrix
+    arrays["features"] = features.shared.rows
+    for number, (scenario, stack) in enumerate(features.within.items()):
+        arrays[f"features.{number}"], arrays[f"scenario.{number}"] = stack.rows, features.own[scenario]
     words = {
-        "scenarios": list(features),
+        "scenarios": list(features.within),
         "locales": locales,
         "blocked": sorted(blocked_authors),
         "dropped": sorted(dropped_items),
@@ -228,16 +220,19 @@ def load_snapshot(home: Home) -> Catalogue:
         }
         words = json.loads(arrays["words"].tobytes())
         rows = ItemRows(texts["item_id"], arrays["hashes"], {})
+        features = ItemFeatures(
+            Stack(arrays["features"]),
+            {name: Stack(arrays[f"features.{number}"]) for number, name in enumerate(words["scenarios"])},
+            {name: arrays[f"scenario.{number}"] for number, name in enumerate(words["scenarios"])},
+        )
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise IntegrityError(f"{path} cannot be read: {error}.", "Write the catalogue's snapshot again.") from error
     blocked = frozenset(words["blocked"])
     authors: dict[str, int] = {}
     author = np.array(
-        [-1 if name is None else authors.setdefault(name, len(authors)) for name in texts["author_id"]], np.int64
+        [-1 if name is None else authors.setdefault(name, len(authors)) for name in texts["author_id"]], np.int32
     )
     count = len(author)
-    features = {name: Stack(arrays[f"features.{number}"]) for number, name in enumerate(words["scenarios"])}
-    views = next((np.expm1(stack.rows[:, VIEWS].astype(np.float64)) for stack in features.values()), np.zeros(count))
     return Catalogue(
         version=version,
         base=version,
@@ -263,7 +258,7 @@ def load_snapshot(home: Home) -> Catalogue:
         locales=tuple(tuple(tags) for tags in words["locales"]),
         blocked_authors=blocked,
         dropped_items=frozenset(words["dropped"]),
-        largest=largest_authors(author, views),
+        largest=largest_authors(author, np.expm1(arrays["features"][:, VIEWS].astype(np.float64))),
         features=features,
     )
 

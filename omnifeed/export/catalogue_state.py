@@ -11,18 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from omnifeed.export.delta import NUMBER_FIELDS, POLICIES, TEXT_FIELDS, UNKNOWN
-from omnifeed.export.encode import Floats, Ints, dense
-from omnifeed.export.rows import ItemRows, Stack
+from omnifeed.export.encode import Floats, Ints
+from omnifeed.export.item_features import VIEWS_7D, ItemFeatures
+from omnifeed.export.rows import ItemRows
 from omnifeed.export.strings import Strings
-from omnifeed.features.spec import ITEM_DENSE, of
 
 Bools = npt.NDArray[np.bool_]
 
 TEXT_COLUMNS = ("item_id", "kind", *TEXT_FIELDS)
-TRENDING, VIEWS_7D, VIEWS = (
-    [feature.name for feature in ITEM_DENSE].index(name)
-    for name in ("item_scenario_trending", "item_views_7d", "item_views_28d")
-)
 CURRENT = 2**62  # successor of a row that holds its item now
 
 
@@ -52,15 +48,15 @@ class Catalogue:
     policy: npt.NDArray[np.int8]  # [N], index in POLICIES
     stock: Ints  # [N], UNKNOWN where not tracked
     livestream: Bools  # [N]
-    author: Ints  # [N], index in authors, -1 where there is none
+    author: npt.NDArray[np.int32]  # [N], index in authors, -1 where there is none
     authors: Mapping[str, int]
     blocked: Bools  # [N], the author is blocked
-    locale: Ints  # [N], index in locales
+    locale: npt.NDArray[np.int32]  # [N], index in locales
     locales: tuple[tuple[str, ...], ...]  # language tags; empty: for everybody, which is the first
     blocked_authors: frozenset[str]
     largest: frozenset[int]  # authors who together had half of the views before the snapshot; see `largest_authors`
     dropped_items: frozenset[str]  # by a delta: stays until a delta lifts it, whatever tables of items say
-    features: dict[str, Stack]  # by scenario: [N, len(ITEM_DENSE)], as `encode.dense` stacks them
+    features: ItemFeatures
 
     def __len__(self) -> int:
         return len(self.created_ts)
@@ -105,42 +101,10 @@ class Catalogue:
             shown &= np.array([not bound or bool(tags & set(bound)) for bound in self.locales])[self.locale[first]]
         return shown
 
-    def features_of(self, scenario: str) -> Floats:
-        """float32 [N, len(ITEM_DENSE)]; of an unknown scenario: the items' daily aggregates and no scenario's own."""
-        known = self.features.get(scenario)
-        if known is not None:
-            return known.rows
-        blank = dense({}, ITEM_DENSE, len(self))
-        if self.features:
-            daily = len(of("item_daily", "item_monthly"))
-            blank[:, :daily] = next(iter(self.features.values())).rows[:, :daily]
-        return blank
-
-    def features_of_new(self, scenario: str) -> Floats:
-        """float32 [len(ITEM_DENSE)] of an item of which nothing is known: its scenario's rates, else defaults."""
-        blank: Floats = dense({}, ITEM_DENSE, 1)[0]
-        if len(self):
-            mine = self.features[scenario].rows[0]
-            places = {feature.name: place for place, feature in enumerate(ITEM_DENSE)}
-            for place, feature in enumerate(ITEM_DENSE):
-                if feature.source == "scenario_daily" or feature.fallback:
-                    blank[place] = mine[places[feature.fallback or feature.name]]
-        return blank
-
-    def trending_of(self, scenario: str) -> Floats:
-        """float32 [N], the trending feature, log(1 + x); of an unknown scenario: the largest over the known ones."""
-        known = self.features.get(scenario)
-        if known is not None:
-            return known.rows[:, TRENDING]
-        columns = [features.rows[:, TRENDING] for features in self.features.values()]
-        largest: Floats = np.max(columns or [np.zeros(len(self), np.float32)], axis=0)
-        return largest
-
     @property
     def views_7d(self) -> Floats:
         """float32 [N], log(1 + x) of how often each item was seen in the seven days before the aggregates' moment."""
-        known = next(iter(self.features.values()), None)
-        return np.zeros(len(self), np.float32) if known is None else known.rows[:, VIEWS_7D]
+        return self.features.shared.rows[:, VIEWS_7D]
 
     def of_tail(self, rows: Ints) -> list[bool | None]:
         """Whether each row's creator is none of the largest; None where it has none."""
@@ -153,7 +117,7 @@ class Catalogue:
         return {**texts, **numbers}
 
 
-def largest_authors(author: Ints, views: npt.NDArray[np.float64]) -> frozenset[int]:
+def largest_authors(author: npt.NDArray[np.int32], views: npt.NDArray[np.float64]) -> frozenset[int]:
     """The fewest authors who together have half of the views.
 
     Args:

@@ -174,7 +174,7 @@ def compact(home: Home) -> str:
             home,
             {name: [catalogue.texts[name][row] for row in rows.tolist()] for name in TEXT_COLUMNS},
             numbers,
-            {scenario: stack.rows[rows] for scenario, stack in catalogue.features.items()},
+            catalogue.features.taken(rows),
             catalogue.locales,
             catalogue.now,
             catalogue.sequence,
@@ -212,7 +212,7 @@ def _extended(catalogue: Catalogue, fresh: Sequence[_Fresh]) -> Catalogue:
             authors.setdefault(name, len(authors))
 
     livestream = np.concatenate([catalogue.livestream, np.zeros(len(fresh), np.bool_)])
-    author = np.concatenate([catalogue.author, np.full(len(fresh), -1, np.int64)])
+    author = np.concatenate([catalogue.author, np.full(len(fresh), -1, np.int32)])
     for one, newest in zip(fresh, rows.tolist(), strict=True):
         at = [newest - 1, *(row - 1 for row in _held(catalogue, one.former))]
         livestream[at] = one.kind == "livestream"
@@ -224,11 +224,6 @@ def _extended(catalogue: Catalogue, fresh: Sequence[_Fresh]) -> Catalogue:
         inherited = column[np.maximum(former - 1, 0)] if size else np.full(len(fresh), blank, column.dtype)
         return np.concatenate([column, np.where(former > 0, inherited, blank).astype(column.dtype)])
 
-    features = {}
-    for scenario, stack in catalogue.features.items():
-        added = np.repeat(catalogue.features_of_new(scenario)[None], len(fresh), axis=0)
-        added[former > 0] = stack.rows[former[former > 0] - 1]
-        features[scenario] = stack.extended(added)
     price, duration_s = (
         np.concatenate([getattr(catalogue, name), [one.numbers[place] for one in fresh]])
         for place, name in enumerate(NUMBER_FIELDS)
@@ -259,7 +254,7 @@ def _extended(catalogue: Catalogue, fresh: Sequence[_Fresh]) -> Catalogue:
         authors=authors,
         blocked=more("blocked", False),
         locale=more("locale", 0),
-        features=features,
+        features=catalogue.features.extended(former),
     )
 
 

@@ -359,7 +359,7 @@ class _Call:
         texts = index.texts.dense(found.rows) if self.query else np.zeros((len(items), len(query)), np.float32)
         before = affinity(index.keys, encoded, found.rows[None], encoded["scenario"], np.array([self.now], np.int64))
         return candidate_dense(
-            catalogue.features_of(self.request.scenario)[items],
+            catalogue.features.rows(self.request.scenario, items),
             catalogue.created_ts[items],
             catalogue.on_air(self.now, items),
             texts,

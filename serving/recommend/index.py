@@ -112,8 +112,8 @@ class Index:
         return self.newcomers.rows(self.catalogue, self.count, now, enough)
 
     def trending_of(self, scenario: str) -> Floats:
-        """float32 [N], see `Catalogue.trending_of`."""
-        return self.catalogue.trending_of(scenario)[: self.count]
+        """float32 [N], see `ItemFeatures.trending`."""
+        return self.catalogue.features.trending(scenario)[: self.count]
 
 
 def build_index(

@@ -101,12 +101,12 @@ def with_near(index: Index, above: int) -> Index:
     trained = keys[np.random.default_rng(0).choice(count, min(count, TRAINED * lists), replace=False)]
     centres = faiss.IndexFlatIP(width)
     built = faiss.IndexIVFScalarQuantizer(
-        centres, width, lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+        centres, width, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
     )
     built.cp.niter, built.cp.max_points_per_centroid = ITERATIONS, TRAINED
     built.train(trained)
     built.add(keys)
-    scenarios: tuple[str | None, ...] = (None, *index.catalogue.features)
+    scenarios: tuple[str | None, ...] = (None, *index.catalogue.features.within)
     hot = {scenario: _hottest(keys, index.trending_of(scenario or "")) for scenario in scenarios}
     return replace(index, near=Near(built, count, hot))
 

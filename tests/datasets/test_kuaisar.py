@@ -113,6 +113,7 @@ def test_items_are_described_and_padding_is_none(source: Source) -> None:
     assert (items["11"]["author_id"], items["11"]["title"]) == (None, None)
     assert items["11"]["created_ts"].isoformat() == "2023-05-22T08:00:00+00:00"  # first seen, not 1970
     assert items["12"]["category"] is None
+    assert {name: row["duration_s"] for name, row in items.items() if name in ("10", "11")} == {"10": 45.4, "11": None}
 
 
 @pytest.mark.parametrize("name", ["rec_inter.csv", "src_inter.csv", "item_features.csv", "user_features.csv"])

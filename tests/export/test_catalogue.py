@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from omnifeed.errors import InputError, IntegrityError, UnavailableError
 from omnifeed.export.catalogue import KEPT, current_version, load_snapshot, write_snapshot
-from omnifeed.export.catalogue_state import TRENDING
 from omnifeed.export.encode import dense
+from omnifeed.export.item_features import TRENDING, WITHIN
 from omnifeed.export.strings import Strings
 from omnifeed.features.spec import ITEM_DENSE
 from omnifeed.home import Home
@@ -82,8 +82,10 @@ def test_a_snapshot_comes_back_with_times_prices_and_features(tmp_path: Path) ->
     assert loaded.columns([0, 1])["title"] == [None, "直播"]
     assert loaded.created_ts.tolist() == [NOW + 7, NOW]
     assert np.isnan(loaded.price[0])
-    np.testing.assert_array_equal(loaded.features_of("search"), dense(features["search"], ITEM_DENSE, 2))
-    np.testing.assert_allclose(loaded.trending_of("search"), np.log1p([0, 9]), rtol=1e-6)
+    np.testing.assert_array_equal(
+        loaded.features.rows("search", np.arange(2)), dense(features["search"], ITEM_DENSE, 2)
+    )
+    np.testing.assert_allclose(loaded.features.trending("search"), np.log1p([0, 9]), rtol=1e-6)
 
 
 def test_the_largest_authors_are_the_fewest_with_half_of_the_views(tmp_path: Path) -> None:
@@ -111,11 +113,13 @@ def test_an_unknown_scenario_reads_the_daily_aggregates_and_the_largest_trend(tm
     }
     write_snapshot(home, item(), by_scenario, NOW)
     loaded = load_snapshot(home)
-    values = dict(zip((feature.name for feature in ITEM_DENSE), loaded.features_of("new")[0], strict=True))
+    values = dict(
+        zip((feature.name for feature in ITEM_DENSE), loaded.features.rows("new", np.array([0]))[0], strict=True)
+    )
     assert values["item_views_7d"] == pytest.approx(np.log1p(5))
     assert values["item_scenario_views_7d"] == 0
-    assert ITEM_DENSE[TRENDING].name == "item_scenario_trending"
-    assert loaded.trending_of("new")[0] == pytest.approx(np.log1p(7))
+    assert WITHIN[TRENDING].name == "item_scenario_trending"
+    assert loaded.features.trending("new")[0] == pytest.approx(np.log1p(7))
 
 
 def test_the_pointer_names_the_last_snapshot_and_old_ones_go(tmp_path: Path) -> None:

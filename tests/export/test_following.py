@@ -14,6 +14,7 @@ from omnifeed.export.catalogue import load_snapshot, write_snapshot
 from omnifeed.export.catalogue_state import Catalogue
 from omnifeed.export.delta import Change, append_delta, change_of, sequences
 from omnifeed.export.following import applied, bridged, compact, later, load_catalogue
+from omnifeed.features.spec import ITEM_DENSE
 from omnifeed.home import Home
 
 NOW = 1_772_409_600_000_000
@@ -65,7 +66,9 @@ def test_a_new_price_is_a_new_row_with_the_former_s_features(tmp_path: Path) -> 
     assert after.price[3] == 9.5
     assert np.isnan(before.price[2])
     assert np.isnan(after.price[2])
-    np.testing.assert_array_equal(after.features_of("feed")[3], after.features_of("feed")[2])
+    np.testing.assert_array_equal(
+        after.features.rows("feed", np.array([3]))[0], after.features.rows("feed", np.array([2]))[0]
+    )
     assert shown(after) == {"i0", "i1", "i2"}
     # Whoever has encoded the first three rows only still shows it, and hides it as quickly as the others.
     assert after.eligible_within(3, NOW).tolist() == [True] * 3
@@ -89,7 +92,7 @@ def test_a_new_item_is_there_and_one_that_is_half_told_is_not(tmp_path: Path, ca
     change(home, "half", stock=4)
     after = load_catalogue(home)
     assert shown(after) == {"i0", "i1", "i2", "new"}
-    assert after.features_of("feed")[3].tolist() == [0.0] * after.features_of("feed").shape[1]
+    assert after.features.rows("feed", np.array([3]))[0].tolist() == [0.0] * len(ITEM_DENSE)
     assert "half" not in after.rows
     assert "half" in caplog.text
 
@@ -174,7 +177,9 @@ def test_compacting_changes_nothing_that_a_request_sees(tmp_path: Path) -> None:
     for item in before.rows:
         old, new = before.rows[item] - 1, after.rows[item] - 1
         assert before.encoded[old] == after.encoded[new]
-        np.testing.assert_array_equal(before.features_of("feed")[old], after.features_of("feed")[new])
+        np.testing.assert_array_equal(
+            before.features.rows("feed", np.array([old]))[0], after.features.rows("feed", np.array([new]))[0]
+        )
     assert sequences(home) == [1, 2, 3, 4]  # young enough for a snapshot that describes an earlier moment
 
 

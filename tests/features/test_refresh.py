@@ -88,5 +88,6 @@ def test_the_catalogue_holds_every_item_with_the_aggregates_of_its_midnight(
     home, world, now, _ = played
     catalogue = load_snapshot(home)
     assert list(catalogue.texts["item_id"]) == world.catalogue(now - 12 * HOUR_US)["item_id"].to_pylist()
-    assert all(np.isfinite(block.rows).all() for block in catalogue.features.values())
-    assert (catalogue.trending_of("short_video") > 0).mean() > 0.1
+    every = np.arange(len(catalogue))
+    assert all(np.isfinite(catalogue.features.rows(name, every)).all() for name in catalogue.features.within)
+    assert (catalogue.features.trending("short_video") > 0).mean() > 0.1

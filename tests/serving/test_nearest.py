@@ -127,7 +127,7 @@ def test_what_came_after_it_was_built_is_found(index: Index, near: Index, monkey
         name: np.concatenate([getattr(catalogue, name), getattr(catalogue, name)[:3]])
         for name in (*columns, "author", "blocked", "locale")
     }
-    features = {name: stack.extended(stack.rows[:3]) for name, stack in catalogue.features.items()}
+    features = catalogue.features.extended(np.arange(1, 4))
     grown = replace(catalogue, features=features, **longer)
     texts = near.texts.extended(np.eye(16, dtype=np.float32)[:3])
     later = replace(near, catalogue=grown, texts=texts, stacks=more)

@@ -121,7 +121,7 @@ def test_what_trends_in_the_scenario_joins_the_retrieval_by_its_weight(
     alone: Server, candidates: tuple[str, ...] | None
 ) -> None:
     catalogue = load_snapshot(alone.home)
-    grown = dict(zip(catalogue.texts["item_id"], catalogue.trending_of("search"), strict=True))
+    grown = dict(zip(catalogue.texts["item_id"], catalogue.features.trending("search"), strict=True))
     assert max(grown.values()) > 0
     scores = []
     alone.broken["1"].add("ranker")  # so that the scores are the retrieval's

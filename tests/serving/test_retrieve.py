@@ -10,9 +10,10 @@ from export.releases import NOW, copied
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omnifeed.export.catalogue_state import VIEWS_7D, Catalogue
+from omnifeed.export.catalogue_state import Catalogue
 from omnifeed.export.encode import DAY_US
 from omnifeed.export.following import load_catalogue
+from omnifeed.export.item_features import VIEWS_7D
 from omnifeed.export.rows import Stack
 from omnifeed.serving.recommend import newcomers as module
 from omnifeed.serving.recommend.contract import Source
@@ -51,11 +52,9 @@ def test_what_a_source_leaves_goes_to_the_others() -> None:
 def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Catalogue:
     loaded = load_catalogue(copied(tmp_path_factory.mktemp("new") / "home"))
     rng, count = np.random.default_rng(0), len(loaded)
-    features = {}
-    for name, stack in loaded.features.items():
-        rows = stack.rows.copy()
-        rows[:, VIEWS_7D] = np.log1p(rng.integers(0, 40, count))
-        features[name] = Stack(rows)
+    shared = loaded.features.shared.rows.copy()
+    shared[:, VIEWS_7D] = np.log1p(rng.integers(0, 40, count))
+    features = replace(loaded.features, shared=Stack(shared))
     return replace(loaded, created_ts=NOW - rng.integers(0, 14 * DAY_US, count), features=features)
 
 
