@@ -47,6 +47,7 @@ from omnifeed.serving.server import LocalServer
 CLIENTS = (1, 4, 16)
 WARM = 40
 COMPARED = 60  # requests whose answers must be the same on every side
+WEB_NOTE = f"FastAPI (uvicorn) and KServe's Python server: {WORKERS} workers each, the same engine, JSON over HTTP."
 MODELS = ("recommend", "user_encoder_1", "ranker_1")
 
 
@@ -229,6 +230,11 @@ def main() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def others_of(large: bool) -> str:
+    """Beside what `recommend` is measured."""
+    return "its engine in process" if large else "its engine in process, FastAPI and KServe"
+
+
 def comparison(home: Home, now: int, config: Config, options: argparse.Namespace, folder: Path) -> None:
     """All sides in turn."""
     large = options.items > 200_000
@@ -272,15 +278,15 @@ def comparison(home: Home, now: int, config: Config, options: argparse.Namespace
     name = "serving_latency" if options.items == 100_000 else f"serving_latency_{options.items}"
     write_result(
         name,
-        f"`recommend` beside its engine in process, FastAPI and KServe: k 50, 200 candidates, {options.items:,} items",
+        f"`recommend` beside {others_of(large)}: k 50, 200 candidates, {options.items:,} items",
         rows,
         data="simulated market, tiny, its items repeated; histories of 100; random weights of the default model",
         seeds=[0],
         notes=[
             "Median of the rounds, with the least and the greatest. The load generator and all sides share two cores.",
-            "In process: the server's engine over onnxruntime, the user's row from the same feature server by HTTP; "
-            "'Feast as well' reads Feast's SQLite store in the same process.",
-            f"FastAPI (uvicorn) and KServe's Python server: {WORKERS} workers each, the same engine, JSON over HTTP.",
+            "In process: the server's engine over onnxruntime, the user's row from the same feature server by HTTP"
+            + ("." if large else "; 'Feast as well' reads Feast's SQLite store in the same process."),
+            *([] if large else [WEB_NOTE]),
             "The clients of all servers, and the engine in process, run in the load generator's process.",
             "On a machine that others use as well (see the load), one busy thread waits longer for a core than several "
             "processes that sleep between their parts: the ratios then flatter Triton. A quiet machine decides.",
