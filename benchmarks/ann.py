@@ -95,6 +95,7 @@ def vectors(home: Path, data: Path) -> None:
         scenario = spec.scenarios[query % len(spec.scenarios)]
         inputs = encode_request(f"u{query}", scenario, None, now, row, {item: n for n, item in enumerate(ids)}, spec)
         inputs["hist_vec"] = vec[history][inputs.pop("hist_row")]
+        del inputs["hist_ts"]
         users.append(user_encoder.run(["user_vec"], inputs)[0][0])
     data.mkdir(parents=True, exist_ok=True)
     np.save(data / "keys.npy", np.concatenate(keys))

@@ -90,3 +90,7 @@ class TorchParts:
     def ranker(self, inputs: Arrays) -> Arrays:
         """See `Parts.ranker`."""
         return self._run("ranker", self.network.ranker, inputs)
+
+    def resting(self) -> str | None:
+        """See `omnifeed.serving.recommend.parts.Parts`: none ever does."""
+        return None
