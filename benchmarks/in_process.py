@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from omnifeed.config import Config, ServingConfig
@@ -38,6 +39,7 @@ from omnifeed.serving.recommend.engine import Recommender
 from omnifeed.serving.recommend.exposures import ExposureLog
 from omnifeed.serving.recommend.index import build_index
 from omnifeed.serving.recommend.live import Live, Loaded, State
+from omnifeed.serving.recommend.parts import Arrays
 from omnifeed.serving.recommend.routing import Routing
 from omnifeed.tables import read_parquet, write_tables
 from omnifeed.training.loop import train
@@ -89,6 +91,35 @@ def sides(names: Sequence[str], start_ts: int = 0, end_ts: int = FOREVER) -> Exp
     return Experiment("in-process", "in-process", arms, start_ts, end_ts, "")
 
 
+class Pair:
+    """Two networks in one's place: the first retrieves, the second ranks what it found. See `Parts`.
+
+    An item's vector is the first's and the second's side by side.
+    """
+
+    def __init__(self, retrieving: Network, ranking: Network) -> None:
+        self.spec, self.tasks = ranking.spec, ranking.tasks
+        self._retrieving, self._ranking = TorchParts(retrieving), TorchParts(ranking)
+        self._width = retrieving.config.width
+
+    def item_encoder(self, inputs: Arrays) -> Arrays:
+        first, second = self._retrieving.item_encoder(inputs), self._ranking.item_encoder(inputs)
+        both = np.concatenate([first["item_vec"], second["item_vec"]], axis=1)
+        return {"item_vec": both, "item_key": first["item_key"]}
+
+    def user_encoder(self, inputs: Arrays) -> Arrays:
+        own, others = (inputs["hist_vec"][..., part] for part in (slice(self._width), slice(self._width, None)))
+        first = self._retrieving.user_encoder({**inputs, "hist_vec": own})
+        second = self._ranking.user_encoder({**inputs, "hist_vec": others})
+        return {**second, "user_vec": first["user_vec"], "trend_weight": first["trend_weight"]}
+
+    def ranker(self, inputs: Arrays) -> Arrays:
+        return self._ranking.ranker({**inputs, "cand_vec": inputs["cand_vec"][..., self._width :]})
+
+    def resting(self) -> str | None:
+        return None
+
+
 class Standing(Live):
     """The state that `Live` reads from releases and pointer files, made from networks in memory.
 
@@ -96,7 +127,7 @@ class Standing(Live):
         networks: by release; None is release 0, what trends.
     """
 
-    def __init__(self, config: Config, experiment: Experiment, networks: Mapping[str, Network | None]) -> None:
+    def __init__(self, config: Config, experiment: Experiment, networks: Mapping[str, Network | Pair | None]) -> None:
         self._experiment, self._networks = experiment, networks
         self._trending_spec = EncodeSpec.from_config(config)
         self._config = config
@@ -111,7 +142,7 @@ class Standing(Live):
             if network is None:
                 loaded[number] = Loaded(self._release(number, self._trending_spec, ()), None, trending)
                 continue
-            parts = TorchParts(network)
+            parts = network if isinstance(network, Pair) else TorchParts(network)
             previous = former.loaded[number].index if number in former.loaded else None
             index = build_index(network.spec, catalogue, parts, previous)
             loaded[number] = Loaded(self._release(number, network.spec, network.tasks), parts, index)

@@ -132,7 +132,7 @@ def online(market: Market, networks: Mapping[str, Network]) -> dict[str, dict[st
         ids = np.array([str(item) for item in catalogue.texts["item_id"]])
         place_of = {item: place for place, item in enumerate(ids.tolist())}
         for visit in visits:
-            slates, worth = _slates(market, engine, catalogue, visit, ids, kinds, list(released), rng)
+            slates, worth = slates_of(market, engine, catalogue, visit, ids, kinds, list(released), rng)
             for policy, slate in slates.items():
                 responses = world.respond(visit, slate)
                 totals[policy][number[visit.user_id]] += (
@@ -147,7 +147,7 @@ def online(market: Market, networks: Mapping[str, Network]) -> dict[str, dict[st
     return {policy: dict(zip(ONLINE, columns.T, strict=True)) for policy, columns in means.items()}
 
 
-def _slates(
+def slates_of(
     market: Market,
     engine: Engine,
     catalogue: Catalogue,

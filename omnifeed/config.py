@@ -106,7 +106,8 @@ class TrainingConfig:
     beta2: float = 0.98
     warmup_steps: int = 60
     ranking_trunk_gradient: float = 1.0  # scale of the ranker's gradient into the trunk
-    retrieval_weight: float = 1.0
+    retrieval_weight: float = 1.0  # of its loss; 0 trains the ranking head alone
+    ranking_weight: float = 1.0  # of its loss; 0 trains the retrieval head alone
     checkpoint_every: int = 50  # steps
     processes: int = 1  # of this machine, one a GPU where there are some; they share each batch
     shard_rows: int = 1_000_000  # rows from which on an embedding table is divided among the processes

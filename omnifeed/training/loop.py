@@ -206,7 +206,7 @@ class _Run:
             "epoch": epoch + 1,
             **self.named([value / max(self.plan[epoch], 1) for value in state.running]),
             "valid": valid_numbers(result, self.recall_at),
-            "score": result.score if result else float(epoch + 1),
+            "score": result.score(self.settings) if result else float(epoch + 1),
         }
         state.running = []
         if entry["score"] > max((other["score"] for other in state.epochs), default=-math.inf):

@@ -116,9 +116,14 @@ def forward(network: Network, table: ItemTable, batch: Batch, trunk_gradient: fl
 
 
 def joint_loss(
-    network: Network, output: Forward, batch: Batch, retrieval_weight: float, share: Tensor | None = None
+    network: Network,
+    output: Forward,
+    batch: Batch,
+    retrieval_weight: float,
+    ranking_weight: float,
+    share: Tensor | None = None,
 ) -> Loss:
-    """Sampled softmax of the engaged items plus the sum of the tasks' cross-entropies.
+    """Sampled softmax of the engaged items plus the sum of the tasks' cross-entropies, each with its weight.
 
     Args:
         share: [1 + tasks], what this batch's means count where it is a part of a larger one; by default all.
@@ -142,4 +147,5 @@ def joint_loss(
     if share is not None:
         share = share.to(device)
         retrieval, tasks = retrieval * share[0], tasks * share[1:]
-    return Loss(retrieval_weight * retrieval + tasks.sum(), retrieval.detach(), tasks.detach())
+    total = retrieval_weight * retrieval + ranking_weight * tasks.sum()
+    return Loss(total, retrieval.detach(), tasks.detach())

@@ -89,7 +89,8 @@ class Step(nn.Module):
     def forward(self, batch: Batch, share: Tensor | None) -> Loss:
         """See `omnifeed.training.objective.joint_loss`."""
         output = forward(self.network, self.table, batch, self.settings.ranking_trunk_gradient)
-        return joint_loss(self.network, output, batch, self.settings.retrieval_weight, share)
+        weights = self.settings.retrieval_weight, self.settings.ranking_weight
+        return joint_loss(self.network, output, batch, *weights, share)
 
 
 def parallel(step: Step, processes: Processes) -> nn.Module:

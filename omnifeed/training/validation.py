@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from omnifeed.config import TrainingConfig
 from omnifeed.evaluation.metrics import AreaUnderCurve, positive_ranks, retrieval_metrics
 from omnifeed.export.encode import Ints
 from omnifeed.model.losses import task_losses
@@ -28,10 +29,13 @@ class Validation:
     labels: npt.NDArray[np.int8]  # [N, tasks]
     scenario: Ints  # [N]
 
-    @property
-    def score(self) -> float:
-        """What early stopping maximises: AUC of the first task plus recall, a missing one counting as zero."""
-        return next(iter(self.auc.values()), 0.0) + (0.0 if np.isnan(self.recall) else self.recall)
+    def score(self, settings: TrainingConfig) -> float:
+        """What early stopping maximises: AUC of the first task plus recall, each where its head is trained at all.
+
+        A missing one counts as zero.
+        """
+        area = next(iter(self.auc.values()), 0.0) if settings.ranking_weight else 0.0
+        return area + (0.0 if np.isnan(self.recall) or not settings.retrieval_weight else self.recall)
 
 
 def validate(

@@ -176,7 +176,7 @@ def test_the_trunk_feels_the_ranker_by_the_configured_scale(training_set: Path) 
     for scale in (0.0, 0.5, 1.0):
         network.zero_grad()
         output = forward(network, ItemTable(data.items, torch.device("cpu")), batch, scale)
-        joint_loss(network, output, batch, 0.0).total.backward()  # the ranker's loss alone
+        joint_loss(network, output, batch, 0.0, 1.0).total.backward()  # the ranker's loss alone
         gradient = network.user_encoder.blocks[0].qkv.weight.grad
         norms.append(float(gradient.norm()) if gradient is not None else 0.0)
     assert norms[0] == 0
