@@ -68,7 +68,7 @@ def needed(home: Home, config: Config, releases: Sequence[str]) -> int:
             models += _instances(settings) * (PROCESS + 2 * weights)
             if model.name.startswith("item_encoder"):
                 width = settings.output[0].dims[-1]
-                near = 2 * width + 8 if items > config.serving.exact_up_to else 0
+                near = width + 8 if items > config.serving.exact_up_to else 0
                 vectors += items * (2 * 4 * width + near + PLAIN)
     instance = PROCESS + size + vectors + items * (PLAIN + sum(dims + 4 for _, dims in texts))
     return SERVER + models + _instances(_settings(_RECOMMEND)) * instance
