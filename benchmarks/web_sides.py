@@ -5,8 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -16,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from own_environment import own_python
 from record import ROOT
 from serving_stack import asked
 
@@ -75,13 +74,7 @@ WEB = (
 @contextmanager
 def serving(web: Web, home: Home, config: Config, folder: Path, now: int) -> Iterator[Side]:
     """The web server, once each of its workers has answered."""
-    environment = folder / web.name
-    python = environment / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-        uv = [str(Path(sys.executable).parent / "uv"), "pip", "install", "-q", "--compile-bytecode"]
-        subprocess.run([*uv, "--python", str(python), *web.packages], check=True)
-        subprocess.run([*uv, "--python", str(python), "--no-deps", "-e", str(ROOT)], check=True)
+    python = own_python(folder / web.name, web.packages, project=True)
     (port,) = free_ports((0,))
     settings_file = folder / f"{web.name}.json"
     write_atomic(settings_file, config.to_json())
