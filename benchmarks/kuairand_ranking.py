@@ -291,12 +291,13 @@ def notes(rows: Rows) -> list[str]:
         "Both models read labels up to the day before: the network's histories, too, end at the midnight before the "
         "request. In service they are a minute old, which this table does not use.",
         "LightGBM: 165 features made by hand, a model a task (benchmarks/kuairand_lightgbm.py); it also reads the "
-        "tables of users and videos (duration, music, activity), which the network does not. The network: the one of "
-        "the loop, retrieval trained beside ranking.",
+        "tables of users and videos (music, activity), of which the network reads the videos' length alone. The "
+        "network: the one of the loop, retrieval trained beside ranking.",
         f"Configurations tried, each with its validation score in benchmarks/kuairand_trials.jsonl: "
-        f"{count['network']} of the network, {count['lightgbm']} of LightGBM.",
-        "This protocol's test week was read once, by this command. The loop had read the same week twice before "
-        "(results/kuairand_run.json) with a former network and fewer features; nothing was chosen by what it showed.",
+        f"{count['network']} of the network, {count['lightgbm']} of LightGBM. "
+        "More of the network were tried before that file was kept; the thirty that were allowed count as used.",
+        "This protocol's test week was read once, by this command. The loop had read the same week three times before "
+        "(results/kuairand_run.json), the last time with this configuration; nothing was chosen by what it showed.",
         "Intervals: 95 % over users, Poisson bootstrap, 400 resamples, the same for both models and all seeds. "
         f"Macro AUC: mean over {', '.join(MACRO)}. Grouped AUC: inside a user's UTC day. Calibration: predicted over "
         f"observed, for tabs with at least {MIN_ROWS:,} rows.",
