@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from in_process import Engine, Market, Standing, UserTable, fitted, platform_log, prepare, sides
+from in_process import Market, fitted, prepare
+from market_slates import DAYS, ORACLE, RANDOM, TRENDING, VISITS, answered, asked_visits
 from record import ROOT, row, write_result
 from resplit import Resplit, play
 from scipy.stats import binomtest, spearmanr
@@ -32,25 +33,19 @@ from omnifeed.evaluation.measure import ALL, Population, measure
 from omnifeed.evaluation.metrics import poisson_weights
 from omnifeed.evaluation.scorer import EvaluationSet, NetworkScorer, Progress, Scored, Scorer, TrendingScorer
 from omnifeed.experiment.decision import Verdict
-from omnifeed.export.catalogue import Catalogue
 from omnifeed.model.network import Network
 from omnifeed.model.parts import TorchParts
-from omnifeed.world.traffic import Visit
 
 #: The value model's retrieval_prior was chosen on the first; the others were never looked at before this ran.
 TUNED = "default:7"
 MARKETS = (TUNED, "default:11", "other:11")
 WITH_MODELS = (TUNED, "other:11")  # all models, for the rank correlation; elsewhere the challenger alone
 WITH_POWER = (TUNED, "default:11")
-VISITS = 1_500
-DAYS = 3
 RESAMPLES = 1_000
 SPLITS = 500
-TRENDING, RANDOM, ORACLE = "trending", "random", "oracle"
 CHALLENGER = "4 epochs"
 OFFLINE = ("auc_click", "auc_order", "recall@50", "ndcg@10")
 ONLINE = ("expected_gmv", "gmv", "orders", "clicks")
-HOME_KIND = {"livestream": "livestream", "short_video": "video", "search": "product"}
 Floats = npt.NDArray[np.float64]
 
 
@@ -105,74 +100,24 @@ def offline(market: Market, networks: Mapping[str, Network]) -> dict[str, dict[s
 
 def online(market: Market, networks: Mapping[str, Network]) -> dict[str, dict[str, Floats]]:
     """By policy and metric: the total per user over the same visits, then RESAMPLES bootstrap values over users."""
-    world, config = market.world, market.config
-    first = config.world.history_days
     rng = np.random.default_rng(0)
-    asked: dict[int, list[Visit]] = {}
-    for day in range(first, first + DAYS):
-        visits = world.visits(day)
-        chosen = np.sort(rng.permutation(len(visits))[: VISITS // DAYS])
-        asked[day] = [visits[place] for place in chosen]
+    asked = asked_visits(market, rng)
     users = sorted({visit.user_id for visits in asked.values() for visit in visits})
     number = {user: place for place, user in enumerate(users)}
-    released: dict[str, Network | None] = {TRENDING: None, **networks}
-    policies = (ORACLE, *networks, TRENDING, RANDOM)
-    totals = {policy: np.zeros((len(users), len(ONLINE))) for policy in policies}
-    table = UserTable(market, users)
-    unexplored = replace(config.serving, explore_share=0.0)
-    engine = Engine(market, Standing(config, sides(list(released)), released), table, unexplored)
-    events = [platform_log(market, first + DAYS - 1)]
-    for day, visits in asked.items():
-        midnight = world.day_start(day)
-        catalogue = engine.midnight(events, midnight)
-        table.midnight(events, midnight)
-        for user, history in table.histories(events, midnight).items():
-            table.put(user, history)
-        kinds = np.array(world.catalogue(midnight)["kind"].to_pylist())
-        ids = np.array([str(item) for item in catalogue.texts["item_id"]])
-        place_of = {item: place for place, item in enumerate(ids.tolist())}
-        for visit in visits:
-            slates, worth = slates_of(market, engine, catalogue, visit, ids, kinds, list(released), rng)
-            for policy, slate in slates.items():
-                responses = world.respond(visit, slate)
-                totals[policy][number[visit.user_id]] += (
-                    worth[[place_of[item] for item in slate]].sum(),
-                    sum(response.gmv for response in responses),
-                    sum(response.outcomes["order"] for response in responses),
-                    sum(response.outcomes["click"] for response in responses),
-                )
+    totals = {policy: np.zeros((len(users), len(ONLINE))) for policy in (ORACLE, *networks, TRENDING, RANDOM)}
+    for visit, slates, worth in answered(market, asked, {TRENDING: None, **networks}, rng):
+        for policy, slate in slates.items():
+            responses = market.world.respond(visit, slate)
+            totals[policy][number[visit.user_id]] += (
+                sum(worth[item] for item in slate),
+                sum(response.gmv for response in responses),
+                sum(response.outcomes["order"] for response in responses),
+                sum(response.outcomes["click"] for response in responses),
+            )
     weights = poisson_weights(len(users), RESAMPLES, 1)
     weights = np.concatenate([np.ones((1, len(users))), weights])
     means = {policy: (weights @ total) / weights.sum(1, keepdims=True) for policy, total in totals.items()}
     return {policy: dict(zip(ONLINE, columns.T, strict=True)) for policy, columns in means.items()}
-
-
-def slates_of(
-    market: Market,
-    engine: Engine,
-    catalogue: Catalogue,
-    visit: Visit,
-    ids: npt.NDArray[np.str_],
-    kinds: npt.NDArray[np.str_],
-    arms: list[str],
-    rng: np.random.Generator,
-) -> tuple[dict[str, list[str]], Floats]:
-    """Each policy's answer, and the expected GMV of every item (0 where it may not be shown)."""
-    size = market.config.world.slate
-    shown = np.flatnonzero(catalogue.eligible(visit.ts))
-    worth = np.zeros(len(ids))
-    worth[shown] = market.world.value(visit.user_id, visit.scenario, visit.query, visit.ts, ids[shown].tolist())
-    luck = rng.permutation(shown)
-    luck = luck[np.argsort(kinds[luck] != HOME_KIND[visit.scenario], kind="stable")]  # at night few livestreams are on
-    slates = {
-        ORACLE: ids[shown[np.argsort(-worth[shown], kind="stable")[:size]]].tolist(),
-        RANDOM: ids[luck[:size]].tolist(),
-    }
-    for arm in arms:
-        answer = engine.ask(visit, arm, f"{visit.visit_id}")
-        assert not answer.degraded, answer.degraded
-        slates[arm] = list(answer.item_ids)
-    return slates, worth
 
 
 def value_row(metric: str, draws: Floats, **labels: Any) -> dict[str, Any]:

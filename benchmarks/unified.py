@@ -16,15 +16,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from in_process import Engine, Market, Pair, Standing, UserTable, platform_log, prepare, sides
-from offline_online import DAYS, VISITS, slates_of
+from in_process import Market, Pair, prepare
+from market_slates import answered, asked_visits
 from record import ROOT, row, write_result
 from unified_variants import (
     ALONE_SHARE,
@@ -54,7 +53,6 @@ from omnifeed.model.parts import TorchParts
 from omnifeed.training.dataset import TrainingData
 from omnifeed.training.loop import train
 from omnifeed.world.market import World
-from omnifeed.world.traffic import Visit
 
 RESAMPLES = 1_000
 K = 50
@@ -145,38 +143,20 @@ def offline(folder: Path, market: Market, variant: Variant, seed: int) -> Draws:
 
 def cascade(market: Market, arms: Mapping[str, Network | Pair]) -> dict[str, Floats]:
     """NDCG@10 of each arm's slates: gains are the items' expected GMV, the ideal is the best of what may be shown."""
-    world, first = market.world, market.config.world.history_days
     rng = np.random.default_rng(0)
-    asked: dict[int, list[Visit]] = {}
-    for day in range(first, first + DAYS):
-        visits = world.visits(day)
-        asked[day] = [visits[place] for place in np.sort(rng.permutation(len(visits))[: VISITS // DAYS])]
+    asked = asked_visits(market, rng)
     users = sorted({visit.user_id for visits in asked.values() for visit in visits})
     number = {user: place for place, user in enumerate(users)}
     sums, counts = {arm: np.zeros(len(users)) for arm in arms}, np.zeros(len(users))
-    table = UserTable(market, users)
-    live = Standing(market.config, sides(list(arms)), arms)
-    engine = Engine(market, live, table, replace(market.config.serving, explore_share=0.0))
-    events = [platform_log(market, first + DAYS - 1)]
     discount = 1 / np.log2(np.arange(2, 12))
-    for day, visits in asked.items():
-        midnight = world.day_start(day)
-        catalogue = engine.midnight(events, midnight)
-        table.midnight(events, midnight)
-        for user, history in table.histories(events, midnight).items():
-            table.put(user, history)
-        kinds = np.array(world.catalogue(midnight)["kind"].to_pylist())
-        ids = np.array([str(item) for item in catalogue.texts["item_id"]])
-        place_of = {item: place for place, item in enumerate(ids.tolist())}
-        for visit in visits:
-            slates, worth = slates_of(market, engine, catalogue, visit, ids, kinds, list(arms), rng)
-            ideal = (np.sort(worth)[::-1][:10] * discount).sum()
-            if ideal <= 0:
-                continue
-            counts[number[visit.user_id]] += 1
-            for arm in arms:
-                gains = worth[[place_of[item] for item in slates[arm][:10]]]
-                sums[arm][number[visit.user_id]] += (gains * discount[: len(gains)]).sum() / ideal
+    for visit, slates, worth in answered(market, asked, arms, rng):
+        ideal = (np.sort(list(worth.values()))[::-1][:10] * discount).sum()
+        if ideal <= 0:
+            continue
+        counts[number[visit.user_id]] += 1
+        for arm in arms:
+            gains = np.array([worth[item] for item in slates[arm][:10]])
+            sums[arm][number[visit.user_id]] += (gains * discount[: len(gains)]).sum() / ideal
     weights = np.concatenate([np.ones((1, len(users))), poisson_weights(len(users), RESAMPLES, 1)])
     return {arm: (weights @ total) / (weights @ counts) for arm, total in sums.items()}
 
