@@ -112,7 +112,7 @@ def roc_and_calibration(roc: dict[str, list[float]], calibration: dict[str, dict
 
 
 def forest(rows: Sequence[dict[str, Any]], name: str, description: str, xlabel: str) -> str:
-    """Relative effects with intervals, one a row.
+    """Relative effects with intervals, one a row; one beyond the axis is an arrow with its number.
 
     Args:
         rows: label, relative, low, high (fractions, None where not computable), tone ("good", "bad", "neutral"), margin
@@ -136,10 +136,15 @@ def forest(rows: Sequence[dict[str, Any]], name: str, description: str, xlabel: 
                 axes.plot(
                     [row["low"], row["high"]], [place, place], color=shade, lw=3.2, solid_capstyle="round", alpha=0.55
                 )
-            if row["relative"] is not None:
+            if row["relative"] is None:
+                axes.text(0.01 * limit, place, "not estimable", color=MUTED, va="center", fontsize=9)
+            elif abs(row["relative"]) <= limit:
                 axes.plot(row["relative"], place, "o", color=shade, ms=6.5)
             else:
-                axes.text(0.01 * limit, place, "not estimable", color=MUTED, va="center", fontsize=9)
+                side = 1 if row["relative"] > 0 else -1
+                axes.plot(0.98 * side * limit, place, ">" if side > 0 else "<", color=shade, ms=6.5)
+                text, towards = _signed_percent(row["relative"], None), "right" if side > 0 else "left"
+                axes.text(0.95 * side * limit, place, text, color=shade, ha=towards, va="center", fontsize=9)
         axes.set_yticks(range(len(rows)), [row["label"] for row in rows], color=INK)
         for label, row in zip(axes.get_yticklabels(), rows, strict=True):
             label.set_fontweight("bold" if row["lead"] else "normal")
