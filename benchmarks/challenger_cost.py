@@ -101,7 +101,7 @@ def main() -> None:
         notes=[
             "Wanted: p99 at most 1.1 times. Median of the rounds, with the least and the greatest.",
             "The hanging ranker is stopped after half a second by the stand-in for the ONNX Runtime backend, and asked "
-            "again ever more rarely, at last every 30 s. NVIDIA's C++ backend does not stop it: there it keeps a core.",
+            "again ever more rarely, at last every 30 s. NVIDIA's C++ backend was not run.",
         ],
         libraries=("numpy", "onnxruntime", "tritonclient"),
     )

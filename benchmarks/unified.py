@@ -42,8 +42,8 @@ from unified_variants import (
 )
 
 from omnifeed.config import Config
-from omnifeed.evaluation.measure import ALL, Metrics, Population, measure
-from omnifeed.evaluation.metrics import Ratio, poisson_weights, positive_ranks
+from omnifeed.evaluation.measure import ALL, Metrics, Population, engaged_ranks, measure
+from omnifeed.evaluation.metrics import Ratio, poisson_weights
 from omnifeed.evaluation.scorer import EvaluationSet, NetworkScorer, Scored
 from omnifeed.export.encode import DAY_US
 from omnifeed.features.training_set import TrainingSet
@@ -107,14 +107,8 @@ def fit_all(folder: Path, seeds: int, jobs: int, minutes: float) -> bool:
 
 def cold(scored: Scored, data: TrainingData, population: Population) -> Metrics:
     """Recall@50 of engaged items by the days since their upload."""
-    assert scored.retrieval is not None
-    engaged = np.flatnonzero(data.impressions.engagement > 0)
-    pairs = np.unique(np.stack([population.impression_request[engaged], data.impressions.item[engaged]]), axis=1)
-    requests, place = np.unique(pairs[0], return_inverse=True)
-    ts = data.requests.ts[requests][:, None]
-    eligible = (data.items.created <= ts) & (~data.items.livestream | data.items.on_air(slice(None), ts))
-    eligible[:, 0] = False
-    hit = positive_ranks(scored.retrieval(requests), eligible, place, pairs[1]) < K
+    pairs, ranks = engaged_ranks(scored, data, population, lambda *_: None)
+    hit = ranks < K
     age = (data.requests.ts[pairs[0]] - data.items.created[pairs[1]]) / DAY_US
     user = population.request_user[pairs[0]]
     result: Metrics = {}

@@ -79,9 +79,12 @@ def measure(
     return result
 
 
-def _retrieval(
-    scored: Scored, data: TrainingData, population: Population, ks: tuple[int, ...], progress: Progress
-) -> Metrics:
+def engaged_ranks(scored: Scored, data: TrainingData, population: Population, progress: Progress) -> tuple[Ints, Ints]:
+    """What users engaged with, and where retrieval over the full catalogue puts it.
+
+    Returns:
+        int64 [2, P], request and item of each pair once, ascending; int64 [P], their ranks in the request, 0 the best.
+    """
     assert scored.retrieval is not None
     engaged = np.flatnonzero(data.impressions.engagement > 0)
     pairs = np.unique(
@@ -100,12 +103,15 @@ def _retrieval(
         inside = (pairs[0] >= part[0]) & (pairs[0] <= part[-1])
         row = np.searchsorted(part, pairs[0][inside])
         ranks.append(positive_ranks(scored.retrieval(part), eligible, row, pairs[1][inside]))
-    found = retrieval_metrics(
-        np.concatenate(ranks) if ranks else np.zeros(0, np.int64),
-        np.searchsorted(requests, pairs[0]),
-        len(requests),
-        ks,
-    )
+    return pairs, np.concatenate(ranks) if ranks else np.zeros(0, np.int64)
+
+
+def _retrieval(
+    scored: Scored, data: TrainingData, population: Population, ks: tuple[int, ...], progress: Progress
+) -> Metrics:
+    pairs, ranks = engaged_ranks(scored, data, population, progress)
+    requests = np.unique(pairs[0])
+    found = retrieval_metrics(ranks, np.searchsorted(requests, pairs[0]), len(requests), ks)
     values = {f"recall@{k}": found.recall[k] for k in ks} | {f"ndcg@{k}": found.ndcg[k] for k in ks}
     values["mrr"] = found.reciprocal_rank
     owner = population.request_user[requests]

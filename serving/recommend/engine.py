@@ -197,12 +197,14 @@ class _Call:
                     self.degraded.append(Reason.CHAMPION_ANSWER)
                 continue
             self.release = number
-            self._fill(index, candidates)
-            return
-        assert self.state.trending is not None
-        self.release = route.fallback
-        self.degraded.append(Reason.TRENDING_ORDER)
-        self._fill(self.state.trending, self._trending(self.state.trending))
+            break
+        else:
+            assert self.state.trending is not None
+            self.release = route.fallback
+            self.degraded.append(Reason.TRENDING_ORDER)
+            index, candidates = self.state.trending, self._trending(self.state.trending)
+        with self.stage(Stage.SLATE):
+            self._slate(index, candidates)
 
     def _from_release(self, number: str, strict: bool) -> tuple[Index, Candidates]:
         loaded = self.state.loaded.get(number)
@@ -368,10 +370,6 @@ class _Call:
             index.plain[found.rows],
             before[0],
         )
-
-    def _fill(self, index: Index, candidates: Candidates) -> None:
-        with self.stage(Stage.SLATE):
-            self._slate(index, candidates)
 
     def _slate(self, index: Index, candidates: Candidates) -> None:
         request, config, catalogue, rows = self.request, self.config, index.catalogue, candidates.rows - 1

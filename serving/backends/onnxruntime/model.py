@@ -3,7 +3,7 @@
 Placed as `backends/onnxruntime/model.py` beside the Python backend, it makes `backend: "onnxruntime"` load
 `<version>/model.onnx` from the very config.pbtxt that NVIDIA's container serves with its C++ backend. It is slower (one
 more process between) and runs on the CPU; nothing in a bundle depends on which of the two serves it.
-It stops when a request's timeout is over; the C++ backend goes on.
+It stops when a request's timeout is over, which nobody may rely on elsewhere.
 """
 
 import json
