@@ -39,7 +39,7 @@ class EvaluationSet:
     tasks: tuple[str, ...]
     split: str
     _encoded: dict[EncodeSpec | None, TrainingData] = field(default_factory=dict)
-    _trends: Trends | None = None
+    _trends: dict[EncodeSpec | None, Trends] = field(default_factory=dict)
 
     def data(self, spec: EncodeSpec | None = None) -> TrainingData:
         """The split under an encoding, by default the training set's; rows stand in the same order under any."""
@@ -47,12 +47,11 @@ class EvaluationSet:
             self._encoded[spec] = load_training_set(self.folder, self.tasks, (self.split,), spec)
         return self._encoded[spec]
 
-    @property
-    def trends(self) -> Trends:
-        """What trended at every midnight of the split."""
-        if self._trends is None:
-            self._trends = Trends(self.folder, self.data())
-        return self._trends
+    def trends(self, spec: EncodeSpec | None = None) -> Trends:
+        """What trended at every midnight of the split, in the scenarios that an encoding knows."""
+        if spec not in self._trends:
+            self._trends[spec] = Trends(self.folder, self.data(spec))
+        return self._trends[spec]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +127,11 @@ class NetworkScorer:
         def retrieve(requests: Ints) -> Floats:
             cosine: Floats = user_vec[requests] @ item_key.T
             weight = trend_weight[requests]
-            return retrieval_scores(cosine, np.log1p(rows.trends.of(requests)), weight) if weight.any() else cosine
+            return (
+                retrieval_scores(cosine, np.log1p(rows.trends(self.spec).of(requests)), weight)
+                if weight.any()
+                else cosine
+            )
 
         return Scored(columns, retrieve)
 
@@ -150,7 +153,7 @@ class TrendingScorer:
         text = data.items.inputs["text"]
 
         def retrieve(requests: Ints) -> Floats:
-            result = rows.trends.of(requests)
+            result = rows.trends().of(requests)
             for row, request in enumerate(requests):
                 query = int(data.requests.query[request])
                 result[row] = trending_scores(result[row], text @ data.queries[query] if query else None)

@@ -41,12 +41,14 @@ class Trends:
     folder: Path
     data: TrainingData
     _columns: dict[tuple[int, str], Floats] = field(default_factory=dict)
+    _scenarios: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         table = read_parquet(self.folder / "item_features.parquet")
         rows, days = self.data.items.rows(table["item_id"]), micros(table["day_ts"], 0)
         value = np.nan_to_num(table[TRENDING].cast(pa.float32()).to_numpy())
-        for name in pc.unique(table["scenario"]).to_pylist():
+        self._scenarios = tuple(pc.unique(table["scenario"]).to_pylist())
+        for name in self._scenarios:
             of_scenario = pc.equal(table["scenario"], name).to_numpy()
             for day in np.unique(days):
                 chosen = of_scenario & (days == day)
@@ -62,14 +64,14 @@ class Trends:
     def of(self, requests: Ints) -> Floats:
         """Of these requests, each at its last midnight in its scenario, float32 [R, M + 1].
 
-        An unknown scenario has the sum over all.
+        An unknown scenario has the sum over all that the features know.
         """
         data = self.data
         result = np.empty((len(requests), len(data.items.created)), np.float32)
         for row, request in enumerate(requests):
             scenario = int(data.requests.scenario[request])
             day = int(data.requests.ts[request]) // DAY_US * DAY_US
-            names = (data.spec.scenarios[scenario - 1],) if scenario else data.spec.scenarios
+            names = (data.spec.scenarios[scenario - 1],) if scenario else self._scenarios
             result[row] = np.stack([self.column(day, name) for name in names]).sum(0)
         return result
 

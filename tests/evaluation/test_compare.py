@@ -157,7 +157,7 @@ def test_trending_retrieves_by_the_days_trend_and_by_text_in_search(training_set
     assert retrieve is not None
     for request in [0, int(np.argmax(data.requests.query > 0))]:
         name = data.spec.scenarios[int(data.requests.scenario[request]) - 1]
-        trend = rows.trends.column(int(data.requests.ts[request]) // DAY_US * DAY_US, name)
+        trend = rows.trends().column(int(data.requests.ts[request]) // DAY_US * DAY_US, name)
         assert trend.max() > 0
         query = data.queries[data.requests.query[request]]
         match = data.items.inputs["text"] @ query if data.requests.query[request] else None
@@ -217,7 +217,7 @@ def test_the_trend_joins_a_network_s_retrieval_as_the_server_adds_it(
     for row, request in enumerate(requests):
         data = rows.data()
         scenario = data.spec.scenarios[int(data.requests.scenario[request]) - 1]
-        trend = rows.trends.column(int(data.requests.ts[request]) // DAY_US * DAY_US, scenario)
+        trend = rows.trends().column(int(data.requests.ts[request]) // DAY_US * DAY_US, scenario)
         assert trend.max() > 0
         np.testing.assert_allclose(leaning(requests)[row], cosine(requests)[row] + 0.5 * np.log1p(trend), atol=1e-5)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +70,16 @@ def test_a_trend_is_that_of_the_last_midnight_in_the_request_s_scenario(training
         assert found[row].tolist() == trends.column(day, scenario).tolist()
     assert found.max() > 0
     assert not trends.column(0, data.spec.scenarios[0]).any()
+
+
+def test_a_network_that_knows_no_scenario_takes_what_trends_anywhere(training_set: Path) -> None:
+    config = small_config()
+    known = load_training_set(training_set, config.model.tasks, ("valid",))
+    blind = load_training_set(training_set, config.model.tasks, ("valid",), replace(known.spec, scenarios=()))
+    found, trends = Trends(training_set, blind).of(np.arange(3)), Trends(training_set, known)
+    for row in range(3):
+        day = int(blind.requests.ts[row]) // DAY_US * DAY_US
+        everywhere = [trends.column(day, name) for name in known.spec.scenarios]
+        assert found[row] == pytest.approx(np.sum(everywhere, axis=0))
+    network = Network(config.model, blind.spec, blind.tasks).eval()
+    assert trend_weights(network, training_set, blind, seed=0).shape == (1,)
