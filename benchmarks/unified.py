@@ -74,9 +74,10 @@ def market_of(folder: Path) -> Market:
     return Market(config, World(config.world), Home(folder / "home"), training_set.folder, training_set.now)
 
 
-def fit(folder: Path, variant: Variant, seed: int) -> float:
-    """Train one network; returns its processor seconds."""
+def fit(folder: Path, index: int, seed: int) -> float:
+    """Train VARIANTS[index]; returns its processor seconds."""
     torch.set_num_threads(1)
+    variant = VARIANTS[index]
     begun = time.process_time()
     market = market_of(folder / "market")
     training_set = variant.training_set(market.training_set, folder / "sets" / variant.folder)
@@ -99,7 +100,7 @@ def fit_all(folder: Path, seeds: int, jobs: int, minutes: float) -> bool:
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         while missing and time.monotonic() < end:
             part, missing = missing[:jobs], missing[jobs:]
-            running = [(pool.submit(fit, folder, variant, seed), variant, seed) for variant, seed in part]
+            running = [(pool.submit(fit, folder, VARIANTS.index(variant), seed), variant, seed) for variant, seed in part]
             for future, variant, seed in running:
                 print(f"{variant.name}, seed {seed}: {future.result():.0f} CPU-seconds", flush=True)
     return not missing
