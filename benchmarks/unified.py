@@ -100,8 +100,8 @@ def fit_all(folder: Path, seeds: int, jobs: int, minutes: float) -> bool:
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         while missing and time.monotonic() < end:
             part, missing = missing[:jobs], missing[jobs:]
-            running = [(pool.submit(fit, folder, VARIANTS.index(variant), seed), variant, seed) for variant, seed in part]
-            for future, variant, seed in running:
+            running = [pool.submit(fit, folder, VARIANTS.index(variant), seed) for variant, seed in part]
+            for (variant, seed), future in zip(part, running, strict=True):
                 print(f"{variant.name}, seed {seed}: {future.result():.0f} CPU-seconds", flush=True)
     return not missing
 
