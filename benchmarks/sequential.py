@@ -8,8 +8,10 @@ session, `item item ...`, and whole sessions are held out. --attributes also tra
 of the same folder. Writes results/sequential_<file>.json.
 
 Finished runs are kept under $OMNIFEED_HOME/sequential, so a command that was ended, by --minutes or by a kill, goes on
-where it was. --try trains one setting with one seed, reads validation alone, and appends its score to
-results/sequential_tried.jsonl, which the result lists.
+where it was. --try trains one setting with one seed and appends its score to results/sequential_tried.jsonl, which the
+result lists. It never sees a test: everybody's last item is dropped, the epoch is chosen by the third last and the
+score is that of the second last, whose history ends, as a test's does, with an item that nothing was learned after. Of
+sessions it reads the validation.
 """
 
 from __future__ import annotations
@@ -45,12 +47,13 @@ from omnifeed.training.sequences import (
     load_sequences,
     swap_neighbours,
     with_validation,
+    without_last,
 )
 
 TRIED = ROOT / "results" / "sequential_tried.jsonl"
 #: The best so far of results/sequential_tried.jsonl.
 TRUNK = NextItemConfig(width=128)
-SASREC = dataclasses.replace(TRUNK, model="sasrec", lr=2e-3)
+SASREC = NextItemConfig(model="sasrec", width=128, lr=2e-3)
 KNN = [(decay, shrink) for decay in (0.6, 0.8, 0.95) for shrink in (0.0, 2.0)]
 SPLIT_SEED = 0  # of held-out sessions and of swapped neighbours
 K = 10
@@ -71,7 +74,7 @@ class Job:
     path: str
     sessions: bool
     model: str  # label
-    protocol: str  # label: strict, refitted or swapped
+    protocol: str  # label: strict, refitted, swapped or earlier (everybody's last item dropped)
     attributes: bool
     config: NextItemConfig
     seed: int
@@ -111,6 +114,8 @@ def train(job: Job, test: bool) -> dict[str, Any]:
     data = load_sequences(path, sessions=job.sessions)
     if job.protocol == "swapped":
         data = swap_neighbours(data, SPLIT_SEED)
+    elif job.protocol == "earlier":
+        data = without_last(data)
     split = split_of(data, job.sessions)
     attributes = load_attributes(attributes_of(path), data) if job.attributes else None
     scores: list[dict[str, float]] = []
@@ -306,9 +311,13 @@ STRICT_NOTES = (
 
 
 def try_setting(path: Path, options: argparse.Namespace, config: NextItemConfig) -> None:
-    """One seed, validation alone; the score joins the log."""
-    job = Job(str(path), options.sessions, "", "strict", options.attributes, config, 0)
-    answer = train(job, test=False)
+    """One seed; the score joins the log."""
+    earlier = not options.sessions
+    protocol = "earlier" if earlier else "strict"
+    answer = train(Job(str(path), options.sessions, "", protocol, options.attributes, config, 0), test=earlier)
+    scores = answer["valid"]
+    if earlier:
+        scores = {name: float(values.mean()) for name, values in gains(np.array(answer["masked"]), K).items()}
     changed = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
@@ -317,15 +326,15 @@ def try_setting(path: Path, options: argparse.Namespace, config: NextItemConfig)
     named = [f"{name} {value}" for name, value in changed.items()] + ["attributes"] * options.attributes
     entry = {
         "data": path.stem,
-        "setting": ", ".join(named) or "the defaults",
-        "ndcg": answer["valid"][f"NDCG@{K}"],
-        "hr": answer["valid"][f"HR@{K}"],
+        "setting": ", ".join(["earlier"] * earlier + named) or "the defaults",
+        "ndcg": scores[f"NDCG@{K}"],
+        "hr": scores[f"HR@{K}"],
         "epoch": answer["best_epoch"],
         "cpu_seconds": round(answer["cpu_seconds"]),
     }
     with TRIED.open("a", encoding="utf-8") as log:
         log.write(json.dumps(entry) + "\n")
-    print(f"{path.stem}: {entry['setting']}: {spoken(answer)}", flush=True)
+    print(f"{path.stem}: {entry['setting']}: NDCG@{K} {entry['ndcg']:.4f}; {spoken(answer)}", flush=True)
 
 
 def configured(base: NextItemConfig, settings: list[str]) -> NextItemConfig:

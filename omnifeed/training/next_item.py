@@ -1,8 +1,9 @@
 """Next-item prediction by the trunk's own blocks, for logs that hold nothing but sequences of items.
 
 The unified network reads requests, actions and clocks that such a log lacks. What is left of it here: the item's
-table and attributes, the causal gated blocks, the norms around them, and retrieval by cosine. Every prefix of a
-sequence predicts the item after it, in one pass.
+table and attributes, the causal gated blocks, and retrieval by cosine. Item vectors enter without a norm: the vector
+of an item that was rarely seen is short, and so it says little. Every prefix of a sequence predicts the item after it,
+in one pass.
 """
 
 from __future__ import annotations
@@ -92,7 +93,6 @@ class NextItemNetwork(nn.Module):
         self.positions = nn.Parameter(torch.randn(config.length, width) * std)
         self.plain = config.model == "sasrec"
         block = PlainBlock if self.plain else CausalBlock
-        self.event_norm = nn.Identity() if self.plain else nn.LayerNorm(width)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(block(width, config.heads, config.dropout) for _ in range(config.blocks))
         self.out_norm = nn.LayerNorm(width)
@@ -130,9 +130,8 @@ class NextItemNetwork(nn.Module):
             [B, L, width], of unit length but for SASRec.
         """
         seen = forget(history.flatten(), self.config.item_dropout, self.training).view_as(history)
-        scale = math.sqrt(self.config.width) if self.plain else 1.0
-        x = functional.embedding(seen, items) * scale + self.positions[: history.shape[1]]
-        x = self.dropout(self.event_norm(x))
+        x = functional.embedding(seen, items) * math.sqrt(self.config.width) + self.positions[: history.shape[1]]
+        x = self.dropout(x)
         for block in self.blocks:
             x = block(x)
         x = self.retrieval(self.out_norm(x)).float()

@@ -178,6 +178,14 @@ def with_validation(split: Split) -> Split:
     return Split(train_stop, split.valid, split.test)
 
 
+def without_last(data: SequenceData) -> SequenceData:
+    """The same catalogue and sequences, each that leave-one-out would ask about without its last item."""
+    shorter = data.lengths - (data.lengths >= 3)
+    place = np.arange(len(data.items)) - np.repeat(data.offsets[:-1], data.lengths)
+    kept = place < np.repeat(shorter, data.lengths)
+    return SequenceData(data.names, data.items[kept], np.concatenate([[0], shorter.cumsum()]))
+
+
 def swap_neighbours(data: SequenceData, seed: int) -> SequenceData:
     """Every second pair of neighbours changes places with probability one half, as if they were of one day.
 

@@ -44,7 +44,7 @@ def run(command: ModuleType, monkeypatch: pytest.MonkeyPatch, *given: object) ->
     command.main()
 
 
-def test_one_setting_is_tried_on_validation_and_then_the_whole_table_is_written(
+def test_one_setting_is_tried_without_the_test_and_then_the_whole_table_is_written(
     command: ModuleType, monkeypatch: pytest.MonkeyPatch, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(command, monkeypatch, log, "--try", "--set", "width=8", "--set", "epochs=1")
@@ -56,7 +56,7 @@ def test_one_setting_is_tried_on_validation_and_then_the_whole_table_is_written(
     found = {(row["model"], row["protocol"]) for row in result["rows"]}
     assert {("trunk, ids", "strict"), ("trunk, attributes", "strict"), ("SASRec, softmax", "strict")} <= found
     assert {("trunk, attributes", "refitted"), ("trunk, attributes", "swapped"), ("popularity", "strict")} <= found
-    assert ("width 8, epochs 1", "tried") in found
+    assert ("earlier, width 8, epochs 1", "tried") in found
     assert any("60 sequences, 30 items" in note for note in result["notes"])
     capsys.readouterr()
     run(command, monkeypatch, log, "--attributes", *SMALL, "--minutes", "0")  # all runs are kept: none starts

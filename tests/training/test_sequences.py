@@ -17,6 +17,7 @@ from omnifeed.training.sequences import (
     load_sequences,
     swap_neighbours,
     with_validation,
+    without_last,
 )
 
 
@@ -117,6 +118,18 @@ def test_attributes_may_know_less_or_more_than_the_log(tmp_path: Path) -> None:
     path.write_text("[1, 2]")
     with pytest.raises(InputError, match="not a JSON object of lists"):
         load_attributes(path, data)
+
+
+def test_one_item_earlier_nothing_of_the_test_is_left(tmp_path: Path) -> None:
+    data = load_sequences(written(tmp_path, "1 10 11 12 13", "2 11 12", "3 14", "4 12 10 15"))
+    earlier = without_last(data)
+    assert [items_of(earlier, sequence) for sequence in range(4)] == [
+        ["10", "11", "12"],
+        ["11", "12"],
+        ["14"],
+        ["12", "10"],
+    ]
+    assert earlier.names == data.names
 
 
 def test_swapping_moves_items_by_one_place_at_most(tmp_path: Path) -> None:
