@@ -52,7 +52,7 @@ from omnifeed.training.sequences import (
 
 TRIED = ROOT / "results" / "sequential_tried.jsonl"
 #: The best so far of results/sequential_tried.jsonl.
-TRUNK = NextItemConfig(width=128)
+TRUNK = NextItemConfig(width=128, item_dropout=0.25, temperature=0.085, init_std=0.01)
 SASREC = NextItemConfig(model="sasrec", width=128, lr=2e-3)
 KNN = [(decay, shrink) for decay in (0.6, 0.8, 0.95) for shrink in (0.0, 2.0)]
 SPLIT_SEED = 0  # of held-out sessions and of swapped neighbours

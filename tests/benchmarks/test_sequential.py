@@ -56,7 +56,7 @@ def test_one_setting_is_tried_without_the_test_and_then_the_whole_table_is_writt
     found = {(row["model"], row["protocol"]) for row in result["rows"]}
     assert {("trunk, ids", "strict"), ("trunk, attributes", "strict"), ("SASRec, softmax", "strict")} <= found
     assert {("trunk, attributes", "refitted"), ("trunk, attributes", "swapped"), ("popularity", "strict")} <= found
-    assert ("earlier, width 8, epochs 1", "tried") in found
+    assert any(model.startswith("earlier, width 8") for model, protocol in found if protocol == "tried")
     assert any("60 sequences, 30 items" in note for note in result["notes"])
     capsys.readouterr()
     run(command, monkeypatch, log, "--attributes", *SMALL, "--minutes", "0")  # all runs are kept: none starts
