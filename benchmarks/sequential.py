@@ -64,6 +64,7 @@ CODE = (
     "omnifeed/training/full_softmax.py",
     "omnifeed/evaluation/next_item.py",
     "omnifeed/model/blocks.py",
+    "omnifeed/model/packed.py",
 )
 
 

@@ -66,11 +66,11 @@ def network_scorer(network: NextItemNetwork, data: SequenceData) -> Scorer:
         keys = network.keys(items)
 
     def score(queries: Queries) -> npt.NDArray[np.float32]:
-        history = torch.from_numpy(data.prefixes(queries.sequence, queries.stop, network.config.length))
+        history = torch.from_numpy(data.prefixes(queries.sequence, queries.stop, network.config.length)).to(keys.device)
         last = torch.from_numpy(np.minimum(queries.stop, network.config.length) - 1)
         with torch.inference_mode():
             users = network.users(items, history)[torch.arange(len(last)), last]
-            answer: npt.NDArray[np.float32] = (users @ keys.T).numpy()
+            answer: npt.NDArray[np.float32] = (users @ keys.T).cpu().numpy()
         return answer
 
     return score

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from omnifeed.export.encode import ACTIONS
 
@@ -54,17 +55,22 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.reshape(x.shape[0], x.shape[1], heads, x.shape[2] // heads).transpose(1, 2)
 
 
-def rotate(x: Tensor, frequencies: Tensor) -> Tensor:
+def rotate(x: Tensor, frequencies: Tensor, position: Tensor | None = None) -> Tensor:
     """Rotary position of each row: pairs (i, i + D/2) turned by position * frequency.
+
+    Angles are of the frequencies' precision: bfloat16 knows no odd position above 256.
 
     Args:
         x: [B, heads, T, D].
         frequencies: [D/2], radians a position.
+        position: [T]; by default 0..T-1.
     """
-    angle = torch.arange(x.shape[2], device=x.device, dtype=x.dtype)[:, None] * frequencies
+    if position is None:
+        position = torch.arange(x.shape[2], device=x.device, dtype=frequencies.dtype)
+    angle = position[:, None] * frequencies
     cos, sin = angle.cos(), angle.sin()
     first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
 
 
 class CausalBlock(nn.Module):
@@ -85,12 +91,18 @@ class CausalBlock(nn.Module):
         frequencies = torch.pow(10_000.0, -torch.arange(half, dtype=torch.float32) / half)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Shapes [B, T, width] to [B, T, width]; row t reads rows 0..t only."""
+    def forward(self, x: Tensor, position: Tensor | None = None, documents: BlockMask | None = None) -> Tensor:
+        """Shapes [B, T, width] to [B, T, width]; row t reads rows 0..t only.
+
+        Args:
+            position: [T] and documents: of a row that holds several sequences (`omnifeed.model.packed`).
+        """
         q, k, v = (split_heads(part, self.heads) for part in self.qkv(self.norm(x)).chunk(3, dim=-1))
-        attended = functional.scaled_dot_product_attention(
-            rotate(q, self.frequencies), rotate(k, self.frequencies), v, is_causal=True
-        )
+        q, k = rotate(q, self.frequencies, position), rotate(k, self.frequencies, position)
+        if documents is None:
+            attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            attended = flex_attention(q, k, v, block_mask=documents)
         merged = attended.transpose(1, 2).flatten(2)
         x = x + self.dropout(torch.sigmoid(self.gate(x)) * self.out(merged))
         result: Tensor = self.feed_forward(x)
@@ -171,7 +183,8 @@ def last_index(mask: Tensor) -> Tensor:
 
 
 def unit(x: Tensor) -> Tensor:
-    """Scale the last axis to length one."""
+    """Scale the last axis to length one, in float32."""
+    x = x.float()
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-12)
 
 

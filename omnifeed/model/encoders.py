@@ -22,6 +22,7 @@ from omnifeed.export.encode import (
     EncodeSpec,
 )
 from omnifeed.model.blocks import TRACE_SCALE, TRACES, CausalBlock, StateAttention, embedding, last_index, unit
+from omnifeed.model.packed import Packing, through
 
 #: Share of requests whose scenario is hidden in training, so that an unknown scenario reads a trained row.
 SCENARIO_DROPOUT = 0.02
@@ -156,6 +157,7 @@ class UserEncoder(nn.Module):
         hist_gap: Tensor,
         user_bucket: Tensor,
         profile: Tensor,
+        packed: Packing | None = None,
     ) -> Tensor:
         """States of B right-padded sequences: [B, 1 + L, width], row 0 the user prefix, row i + 1 event i.
 
@@ -168,8 +170,7 @@ class UserEncoder(nn.Module):
             self.item(hist_vec) + self.actions(hist_action) + self.event_scenarios(hist_scenario) + self.gaps(hist_gap)
         )
         x = self.dropout(torch.cat([prefix[:, None], self.event_norm(tokens)], dim=1))
-        for block in self.blocks:
-            x = block(x)
+        x = through(self.blocks, x, packed)
         done = nn.functional.pad(nn.functional.embedding(hist_action, self.traces), (0, 0, 1, 0))
         return torch.cat([self.state_norm(self.state(x)), done], dim=-1)
 

@@ -47,6 +47,7 @@ class Batch:
 
     request_rows: Ints  # [R], rows in TrainingData.requests
     items: Ints  # [M], rows in TrainingData.items
+    size: Ints  # [B], tokens of each sequence, its user prefix included
     hist_item: Ints  # [B, L]
     hist_action: Ints
     hist_scenario: Ints
@@ -207,6 +208,7 @@ def build(data: TrainingData, packed: Sequences, rows: Ints, negatives: int, see
     return Batch(
         request_rows=request,
         items=items,
+        size=packed.stop[rows] - start + 1,
         hist_item=parts[0].reshape(cells[0].shape),
         hist_action=hist["hist_action"],
         hist_scenario=hist["hist_scenario"],

@@ -118,8 +118,7 @@ def load_checkpoint(
         state: dict[str, Tensor] = {}
         for group, values in groups.items():
             if group.startswith("optimizer.") and parameter_name in values:
-                key, value = group.removeprefix("optimizer."), values[parameter_name]
-                state[key] = value if key == "step" else value.to(parameter.device)
+                state[group.removeprefix("optimizer.")] = values[parameter_name].to(parameter.device)
         if state:
             optimizer.state[parameter] = state
     return Progressed(**raw, best=groups.get("best", {}))

@@ -1,10 +1,11 @@
 """Softmax over a catalogue whose logits are never all in memory.
 
-Rows are taken in blocks that stay in the processor's cache; a block's logits become odds and then gradients before
-the next one starts. The shift that keeps the exponentials finite is the Cauchy-Schwarz bound of a row's logits, known
-before they are, so that it and the columns' offsets ride along as two more dimensions of the product, and the sum
-over the catalogue as one more of the next: a block is one product, one exponential, and two products for the
-gradients. Products run in bfloat16 where the processor multiplies it.
+Rows are taken in blocks, on a CPU small enough to stay in its cache, on a GPU large enough to be worth reading the
+catalogue for; a block's logits become odds and then gradients before the next one starts. The shift that keeps the
+exponentials finite is the Cauchy-Schwarz bound of a row's logits, known before they are, so that it and the columns'
+offsets ride along as two more dimensions of the product, and the sum over the catalogue as one more of the next: a
+block is one product, one exponential, and two products for the gradients. Products run in bfloat16 where the
+processor multiplies it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK_ROWS = 128
+BLOCK_ROWS = 128  # on a CPU, and at least
+BLOCK_CELLS = 2**30  # rows x columns of a block on a GPU, 2 GiB in bfloat16
+ALIGNMENT = 8  # columns, 16 bytes in bfloat16, of which a GPU's fast products want a multiple
+
+
+def sizes(device: torch.device, columns: int, width: int) -> tuple[int, int]:
+    """Rows of a block of logits, and the width at which the products' factors are kept."""
+    if device.type == "cpu":
+        return BLOCK_ROWS, width
+    return max(BLOCK_ROWS, BLOCK_CELLS // columns), -(-width // ALIGNMENT) * ALIGNMENT
 
 
 class _FullSoftmax(torch.autograd.Function):
@@ -25,19 +35,20 @@ class _FullSoftmax(torch.autograd.Function):
         rows, width = user.shape
         scaled = user / temperature
         bound = (scaled.norm(dim=1, keepdim=True) * key.norm(dim=1).amax() + offset.amax()).to(precision)
-        ones = torch.ones_like(key[:, :1])
-        left = torch.cat([scaled.to(precision), torch.ones_like(bound), -bound], dim=1)
-        table = torch.cat([key, offset[:, None], ones], dim=1).to(precision)
-        values = torch.cat([key, ones], dim=1).to(precision)
+        block, wide = sizes(user.device, len(key), width + 2)
+        left = user.new_zeros(rows, wide, dtype=precision)
+        table = key.new_zeros(len(key), wide, dtype=precision)
+        left[:, :width], left[:, width], left[:, width + 1] = scaled, 1, -bound[:, 0]
+        table[:, :width], table[:, width], table[:, width + 1] = key, offset, 1
         chosen = key[target]
         total = bound.double().sum() - (chosen * scaled).sum().double() - offset[target].sum()
         user_gradient = torch.empty_like(user)
         key_gradient = torch.zeros_like(key)
-        for start in range(0, rows, BLOCK_ROWS):
-            part = slice(start, start + BLOCK_ROWS)
+        for start in range(0, rows, block):
+            part = slice(start, start + block)
             odds = (left[part] @ table.T).exp_()
-            sums = (odds @ values).float()
-            mass = 1 / sums[:, width:]
+            sums = (odds @ table).float()
+            mass = 1 / sums[:, width + 1, None]
             total -= mass.log().sum()
             user_gradient[part] = sums[:, :width] * mass
             key_gradient += odds.T @ (scaled[part] * mass).to(precision)

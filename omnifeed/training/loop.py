@@ -112,7 +112,7 @@ class _Run:
         self.data, self.network, self.progress = data, network, progress
         self.processes = processes
         self.table = ItemTable(data.items, device)
-        self.model = parallel(Step(network, self.table, self.settings), processes)
+        self.model = parallel(Step(network, self.table, self.settings, processes), processes)
         self.optimizer = torch.optim.AdamW(
             network.parameters(),
             lr=self.settings.lr,

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from omnifeed.model.blocks import CausalBlock, embedding, split_heads, unit
 from omnifeed.model.encoders import forget
+from omnifeed.model.packed import Packing, packing, through
 from omnifeed.training.full_softmax import full_softmax
 from omnifeed.training.sequences import Attributes
 
@@ -119,12 +120,13 @@ class NextItemNetwork(nn.Module):
         """What a user's vector is multiplied with, [N, width] from raw vectors: of unit length, but for SASRec."""
         return items if self.plain else unit(items)
 
-    def users(self, items: Tensor, history: Tensor) -> Tensor:
+    def users(self, items: Tensor, history: Tensor, packed: Packing | None = None) -> Tensor:
         """The user's vector after each item of left-aligned histories.
 
         Args:
             items: [rows, width], `self.items()`.
             history: int64 [B, L], item rows, 0 beyond the end.
+            packed: how the blocks read them; by default as they are.
 
         Returns:
             [B, L, width], of unit length but for SASRec.
@@ -132,8 +134,7 @@ class NextItemNetwork(nn.Module):
         seen = forget(history.flatten(), self.config.item_dropout, self.training).view_as(history)
         x = functional.embedding(seen, items) * math.sqrt(self.config.width) + self.positions[: history.shape[1]]
         x = self.dropout(x)
-        for block in self.blocks:
-            x = block(x)
+        x = through(self.blocks, x, packed)
         x = self.retrieval(self.out_norm(x)).float()
         return x if self.plain else unit(x)
 
@@ -165,11 +166,12 @@ def next_item_loss(
 
     device = network.ids.weight.device
     items = network.items()
+    packed = packing(network.blocks, wanted.sum(1), history.shape[1], network.config.batch_tokens)
     with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
-        users = network.users(items, torch.from_numpy(history).to(device))
+        users = network.users(items, torch.from_numpy(history).to(device), packed)
     columns = torch.from_numpy(np.concatenate([chosen, drawn])).to(device)
     return full_softmax(
-        users[torch.from_numpy(wanted).to(device)],
+        users.flatten(0, 1).index_select(0, torch.from_numpy(np.flatnonzero(wanted)).to(device)),
         network.keys(functional.embedding(columns, items)),
         torch.from_numpy(place.reshape(-1)).to(device),
         torch.from_numpy(offset).to(device),

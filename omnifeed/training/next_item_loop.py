@@ -63,6 +63,7 @@ def fit(
     attributes: Attributes | None = None,
     validate: Callable[[NextItemNetwork], float] | None,
     precision: torch.dtype = torch.float32,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
     progress: Callable[[str, int, int], None] = lambda label, done, total: None,
 ) -> Fitted:
     """Train one network.
@@ -71,6 +72,7 @@ def fit(
         validate: score of a network on the validation's questions, higher is better; None trains all epochs and keeps
             the last (to refit on more data after the number of epochs was chosen).
         precision: of the large products, float32 or bfloat16.
+        device: that trains, and holds the network afterwards.
 
     Raises:
         InputError: nothing to train on.
@@ -82,7 +84,7 @@ def fit(
     first, size = windows(split, data.offsets, config.length)
     if not len(first):
         raise InputError("No sequence has two items to train on.", "Give longer sequences.")
-    network = NextItemNetwork(config, data.rows, attributes)
+    network = NextItemNetwork(config, data.rows, attributes).to(device)
     optimizer = torch.optim.AdamW(
         network.parameters(),
         lr=config.lr,
@@ -103,13 +105,14 @@ def fit(
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT)
-            if not math.isfinite(loss.item()):
-                raise OmnifeedError(f"The loss of step {step + 1} is {loss.item():g}.", "Lower lr or init_std.")
+            value = loss.item()
+            if not math.isfinite(value):
+                raise OmnifeedError(f"The loss of step {step + 1} is {value:g}.", "Lower lr or init_std.")
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * _schedule(step, total, config.warmup_steps)
             optimizer.step()
             step += 1
-            losses += loss.item()
+            losses += value
             progress("train", step, total)
         score = None
         if number == config.epochs or (validate and number >= FIRST_CHECK * config.epochs and number % 2 == 0):

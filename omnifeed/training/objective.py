@@ -10,6 +10,7 @@ from torch import Tensor
 
 from omnifeed.model.losses import sampled_softmax, task_losses
 from omnifeed.model.network import Network
+from omnifeed.model.packed import packing
 from omnifeed.model.parts import INPUTS
 from omnifeed.training.batching import Batch
 from omnifeed.training.dataset import Items
@@ -67,11 +68,14 @@ def scale_gradient(x: Tensor, scale: float) -> Tensor:
     return result
 
 
-def forward(network: Network, table: ItemTable, batch: Batch, trunk_gradient: float = 1.0) -> Forward:
+def forward(
+    network: Network, table: ItemTable, batch: Batch, trunk_gradient: float = 1.0, row_tokens: int | None = None
+) -> Forward:
     """Run the network over a batch: items once, the trunk once, then every request and its candidates.
 
     Args:
         trunk_gradient: scale of the ranker's gradient into the trunk and the request's state.
+        row_tokens: of the packed row in which a GPU's trunk reads the batch; None to read it padded.
     """
     device = next(iter(table.inputs.values())).device
 
@@ -82,6 +86,7 @@ def forward(network: Network, table: ItemTable, batch: Batch, trunk_gradient: fl
         return torch.nn.functional.embedding(tensor(index), source)
 
     users, ranker = network.user_encoder, network.ranker
+    packed = packing(users.blocks, batch.size, batch.hist_item.shape[1] + 1, row_tokens) if row_tokens else None
     item_vec, item_key = table.encode(network, tensor(batch.items))
     states = users.trunk(
         gather(item_vec, batch.hist_item),
@@ -90,6 +95,7 @@ def forward(network: Network, table: ItemTable, batch: Batch, trunk_gradient: fl
         tensor(batch.hist_gap),
         tensor(batch.user_bucket),
         tensor(batch.profile),
+        packed,
     )
     row, mask = tensor(batch.row), tensor(batch.mask)
     scenario = users.hide_scenario(tensor(batch.scenario))
@@ -111,7 +117,7 @@ def forward(network: Network, table: ItemTable, batch: Batch, trunk_gradient: fl
         scenario,
         gather(item_vec, batch.cand_item),
         tensor(batch.cand_dense),
-    )
+    ).float()
     return Forward(user_vec, member_logits.mean(dim=2), member_logits, item_key)
 
 

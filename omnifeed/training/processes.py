@@ -82,13 +82,18 @@ def _device() -> torch.device:
 class Step(nn.Module):
     """The joint loss of a batch as a module, as DistributedDataParallel wants it."""
 
-    def __init__(self, network: Network, table: ItemTable, settings: TrainingConfig) -> None:
+    def __init__(self, network: Network, table: ItemTable, settings: TrainingConfig, processes: Processes) -> None:
         super().__init__()
         self.network, self.table, self.settings = network, table, settings
+        self.row_tokens = settings.batch_tokens
+        if processes.count > 1:  # its part of a batch, rounded up to a sequence
+            self.row_tokens = settings.batch_tokens // processes.count + 2 * network.spec.history_length + 1
 
     def forward(self, batch: Batch, share: Tensor | None) -> Loss:
-        """See `omnifeed.training.objective.joint_loss`."""
-        output = forward(self.network, self.table, batch, self.settings.ranking_trunk_gradient)
+        """See `omnifeed.training.objective.joint_loss`; a GPU multiplies in bfloat16, its weights are in float32."""
+        device = next(self.network.parameters()).device.type
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            output = forward(self.network, self.table, batch, self.settings.ranking_trunk_gradient, self.row_tokens)
         weights = self.settings.retrieval_weight, self.settings.ranking_weight
         return joint_loss(self.network, output, batch, *weights, share)
 
