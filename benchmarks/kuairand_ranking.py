@@ -257,7 +257,7 @@ def test(folder: Path, seeds: int) -> None:
 def model_rows(
     values: Mapping[str, list[dict[tuple[str, str], float]]], resampled: Mapping[str, list[dict[tuple[str, str], Any]]]
 ) -> list[dict[str, Any]]:
-    """Each model's mean over seeds with its user interval and its spread, then the network minus LightGBM."""
+    """Each model's mean over seeds with its user interval and its spread, then the network minus each other model."""
     result = []
     mean_of, draws_of = {}, {}
     for model, seeds in values.items():
@@ -274,11 +274,13 @@ def model_rows(
             if name != "all":
                 low, high = np.quantile(draws[name, metric], (0.025, 0.975))
                 result.append(row(metric, value, float(low), float(high), model=model, scenario=name))
-    ours, theirs = named(mean_of["network"]), named(mean_of["LightGBM"])
-    for metric, sample in named(draws_of["network"]).items():
-        low, high = np.quantile(sample - named(draws_of["LightGBM"])[metric], (0.025, 0.975))
-        difference = float(ours[metric] - theirs[metric])
-        result.append(row(metric, difference, float(low), float(high), model="network - LightGBM", scenario="all"))
+    ours = named(mean_of["network"])
+    for other in (model for model in values if model != "network"):
+        theirs, drawn = named(mean_of[other]), named(draws_of[other])
+        for metric, sample in named(draws_of["network"]).items():
+            low, high = np.quantile(sample - drawn[metric], (0.025, 0.975))
+            labels = {"model": f"network - {other}", "scenario": "all"}
+            result.append(row(metric, float(ours[metric] - theirs[metric]), float(low), float(high), **labels))
     return result
 
 
