@@ -35,7 +35,7 @@ from omnifeed.export.encode import (
 from omnifeed.features.spec import ITEM_DENSE, USER_DENSE, Feature
 from omnifeed.features.training_set import SPLITS, TrainingSet
 from omnifeed.tables import read_parquet
-from omnifeed.training.packing import Column, events_before, parquet, parts, request_parts
+from omnifeed.training.packing import Column, events_before, parquet, parts, refuse_repeated, request_parts
 from omnifeed.training.windows import affinities
 
 Bools = npt.NDArray[np.bool_]
@@ -98,7 +98,7 @@ class Requests:
     A request's time is that of its first impression.
     """
 
-    ids: pa.Array
+    key: Ints  # digest of request_id; `packing.request_ids` reads the id itself
     split: Int8s  # index in SPLITS
     user: Int32s  # row in Histories
     ts: Ints
@@ -116,6 +116,10 @@ class Requests:
     def of(self, split: str) -> Ints:
         """Rows of the requests of one split."""
         return np.flatnonzero(self.split == SPLITS.index(split))
+
+    def shown(self, split: str) -> Bools:
+        """Whether each impression is of a request of one split."""
+        return np.repeat(self.split == SPLITS.index(split), np.diff(self.first))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,15 +187,13 @@ def load_training_set(
         user_ids = pc.unique(pa.concat_arrays([user_ids, _flat(pc.unique(part["user_id"]))]))
     histories = replace(histories, offsets=np.pad(histories.offsets, (0, len(user_ids) - len(known)), "edge"))
     bucket_of, profile = _users(user_ids, read_parquet(folder / "users.parquet"), spec)
-    ids: list[pa.Array] = []
-    asked = {field.name: Column(scratch) for field in fields(Requests) if field.name != "ids"}
+    asked = {field.name: Column(scratch) for field in fields(Requests)}
     shown = {field.name: Column(scratch) for field in fields(Impressions)}
     texts = Column(scratch)
     texts.append(np.zeros((1, spec.text_dims), np.float32))
     for rows in request_parts(path, columns, splits):
         requests, queries = _requests(rows, user_ids, histories, observed, spec)
         impressions = _impressions(rows, tasks, items, requests, queries, histories, spec.history_length)
-        ids.append(requests.ids)
         query = np.where(requests.query > 0, requests.query + len(texts) - 1, 0).astype(np.int32)
         requests = replace(requests, query=query, first=requests.first[:-1] + len(shown["item"]))
         texts.append(queries[1:])
@@ -199,6 +201,8 @@ def load_training_set(
             for name, column in packed.items():
                 column.append(getattr(part, name))
     asked["first"].append(np.array([len(shown["item"])]))
+    packed_requests = Requests(**{name: column.array() for name, column in asked.items()})
+    refuse_repeated(path, splits, packed_requests.key)
     return TrainingData(
         spec=spec,
         tasks=tuple(tasks),
@@ -207,17 +211,10 @@ def load_training_set(
         user_bucket=bucket_of,
         profile=profile,
         histories=histories,
-        requests=Requests(_distinct(ids), **{name: column.array() for name, column in asked.items()}),
+        requests=packed_requests,
         impressions=Impressions(**{name: column.array() for name, column in shown.items()}),
         queries=texts.array(),
     )
-
-
-def _distinct(parts: list[pa.Array]) -> pa.Array:
-    ids = pa.concat_arrays(parts)
-    if pc.count_distinct(ids).as_py() != len(ids):
-        raise InputError("rows.parquet is not grouped by request_id.", "Write the training set again.")
-    return ids
 
 
 def encode_catalogue(table: pa.Table, spec: EncodeSpec) -> Items:
@@ -343,7 +340,7 @@ def _requests(
     last = np.maximum(histories.offsets[user] + prefix - 1, 0)
     known = histories.ts[last] if len(histories.ts) else np.zeros(len(ts), np.int64)
     return Requests(
-        ids=_flat(heads["request_id"]),
+        key=np.array([bucket(one, 1 << 63, "request") for one in ids.dictionary.to_pylist()], np.int64),
         split=(_lookup(heads["split"], pa.array(SPLITS)) - 1).astype(np.int8),
         user=user.astype(np.int32),
         ts=ts,

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from omnifeed.config import Config, TrainingConfig
@@ -23,7 +22,6 @@ from omnifeed.errors import InputError, OmnifeedError
 from omnifeed.evaluation.metrics import middle
 from omnifeed.export.encode import Ints
 from omnifeed.export.release import file_digest
-from omnifeed.features.training_set import SPLITS
 from omnifeed.home import write_json
 from omnifeed.model.embedding import restore
 from omnifeed.model.network import Network, save_network
@@ -33,7 +31,7 @@ from omnifeed.training.calibration import calibrate
 from omnifeed.training.checkpoint import Progressed, load_checkpoint, save_checkpoint
 from omnifeed.training.dataset import TrainingData, load_training_set
 from omnifeed.training.objective import ItemTable
-from omnifeed.training.packing import moments
+from omnifeed.training.packing import moments, request_ids
 from omnifeed.training.processes import Processes, Step, clip_gradient, joined, parallel
 from omnifeed.training.trend import trend_weights
 from omnifeed.training.validation import Validation, validate
@@ -41,6 +39,7 @@ from omnifeed.training.warm_start import begin_with
 
 Progress = Callable[[str, int, int], None]
 
+READ = ("train", "valid")  # splits
 LOGGED_STEPS = 200  # of a run, at most, in losses.json
 MAX_GRADIENT = 1.0  # norm
 QUANTILE_ROWS = 200_000  # of the training rows, about, evenly spaced, that the pieces of dense features are made from
@@ -82,7 +81,7 @@ def train(
     settings = config.training
     with _threads_and_generator(settings.threads):
         out_dir.mkdir(parents=True, exist_ok=True)
-        data = learnable(load_training_set(training_set, config.model.tasks, ("train", "valid"), scratch=out_dir))
+        data = learnable(load_training_set(training_set, config.model.tasks, READ, scratch=out_dir))
         torch.manual_seed(settings.seed)
         device = pick_device(settings.device)
         network = Network(config.model, data.spec, data.tasks)
@@ -181,7 +180,7 @@ class _Run:
     def stop(self, rows: Ints, step: int, values: list[float]) -> None:
         first, requests = self.packed.first, self.packed.requests
         batch = np.concatenate([requests[first[row] : first[row + 1]] for row in rows])
-        keys = self.data.requests.ids.take(pa.array(batch)).to_pylist()
+        keys = request_ids(self.training_set / "rows.parquet", READ, batch)
         path = self.out_dir / "bad_batch.json"
         if self.processes.rank == 0:
             write_json(path, {"step": step + 1, "requests": keys})
@@ -276,8 +275,12 @@ def learnable(data: TrainingData) -> TrainingData:
     rows = data.requests.of("train")
     if not len(rows):
         raise InputError("The training set has no training row.", "Give more days, or fewer valid_days and test_days.")
-    labels = data.impressions.labels[train_impressions(data)]
-    keep = [index for index in range(len(data.tasks)) if all((labels[:, index] == value).any() for value in (0, 1))]
+    shown, labels = data.requests.shown("train"), data.impressions.labels
+    keep = [
+        index
+        for index in range(len(data.tasks))
+        if all((shown & (labels[:, index] == value)).any() for value in (0, 1))
+    ]
     if not keep:
         raise InputError(
             f"No training row has a known positive and a known negative of any of {', '.join(data.tasks)}.",
@@ -286,14 +289,9 @@ def learnable(data: TrainingData) -> TrainingData:
     return data.with_tasks(keep) if len(keep) < len(data.tasks) else data
 
 
-def train_impressions(data: TrainingData) -> Ints:
-    """Rows of the impressions of training requests."""
-    return np.flatnonzero(np.repeat(data.requests.split == SPLITS.index("train"), np.diff(data.requests.first)))
-
-
 def standardise(network: Network, data: TrainingData) -> None:
     """Set the network's means, scales and pieces of dense inputs from the training rows; constant inputs are muted."""
-    shown = train_impressions(data)
+    shown = np.flatnonzero(data.requests.shown("train"))
     for values, rows, mean, scale in (
         (
             data.requests.user_dense,

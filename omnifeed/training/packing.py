@@ -7,6 +7,7 @@ space with the process.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 from omnifeed.errors import InputError, OmnifeedError
 
 PART = 200_000  # rows read at a time
+BUFFER = 1 << 18  # bytes of each column read ahead
 
 Array = npt.NDArray[Any]
 
@@ -64,13 +66,13 @@ class Column:
 
 
 def parquet(path: Path) -> pq.ParquetFile:
-    """An opened parquet file.
+    """An opened parquet file, of which no more is held than what is being read.
 
     Raises:
         InputError: it is missing or unreadable.
     """
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist.", "Run the materialize step again.") from None
     except (pa.ArrowInvalid, OSError) as error:
@@ -101,6 +103,36 @@ def request_parts(path: Path, columns: Sequence[str], splits: Sequence[str]) -> 
         rest = rows.slice(whole)
     assert rest is not None
     yield rest.combine_chunks()
+
+
+def request_ids(path: Path, splits: Sequence[str], rows: Array) -> list[str]:
+    """Ids of these requests, by their place among those of the splits; read again, as they are seldom asked for."""
+    found: dict[int, str] = {}
+    begin = 0
+    for part in request_parts(path, ["request_id", "split"], splits) if len(rows) else ():
+        ids = pc.unique(part["request_id"])
+        inside = rows[(begin <= rows) & (rows < begin + len(ids))]
+        found.update(zip(inside.tolist(), ids.take(pa.array(inside - begin)).to_pylist(), strict=True))
+        begin += len(ids)
+    return [found[row] for row in rows.tolist()]
+
+
+def refuse_repeated(path: Path, splits: Sequence[str], keys: Array) -> None:
+    """Check that no request stands in two places of the file.
+
+    Args:
+        keys: int64, a digest of the id of each request of the splits; the ids are compared where two are equal.
+
+    Raises:
+        InputError: one does.
+    """
+    ordered = np.sort(keys)
+    again = np.flatnonzero(np.isin(keys, ordered[1:][ordered[1:] == ordered[:-1]]))
+    ((name, places),) = Counter(request_ids(path, splits, again)).most_common(1) or [("", 0)]
+    if places > 1:
+        raise InputError(
+            f"{path} is not grouped by request_id: {name} stands in {places} places.", "Write the training set again."
+        )
 
 
 def events_before(times: Array, first: Array, stop: Array, ts: Array) -> Array:

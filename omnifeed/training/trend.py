@@ -18,9 +18,9 @@ from scipy.optimize import minimize
 from omnifeed.export.encode import DAY_US, Floats, Ints
 from omnifeed.model.network import Network
 from omnifeed.model.parts import TorchParts
-from omnifeed.tables import read_parquet
 from omnifeed.training.batching import request_inputs
 from omnifeed.training.dataset import TrainingData, micros
+from omnifeed.training.packing import parquet
 
 Doubles = npt.NDArray[np.float64]
 
@@ -44,7 +44,7 @@ class Trends:
     _scenarios: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        table = read_parquet(self.folder / "item_features.parquet")
+        table = parquet(self.folder / "item_features.parquet").read(["day_ts", "item_id", "scenario", TRENDING])
         rows, days = self.data.items.rows(table["item_id"]), micros(table["day_ts"], 0)
         value = np.nan_to_num(table[TRENDING].cast(pa.float32()).to_numpy())
         self._scenarios = tuple(pc.unique(table["scenario"]).to_pylist())
@@ -61,18 +61,20 @@ class Trends:
         blank = np.zeros(len(self.data.items.created), np.float32)
         return self._columns.get((day, scenario), blank)
 
-    def of(self, requests: Ints) -> Floats:
-        """Of these requests, each at its last midnight in its scenario, float32 [R, M + 1].
+    def of(self, requests: Ints, items: Ints | None = None) -> Floats:
+        """Of these items, by default all, for these requests, each at its last midnight in its scenario.
 
-        An unknown scenario has the sum over all that the features know.
+        Returns:
+            float32 [R, items]. An unknown scenario has the sum over all that the features know.
         """
         data = self.data
-        result = np.empty((len(requests), len(data.items.created)), np.float32)
+        items = np.arange(len(data.items.created)) if items is None else items
+        result = np.empty((len(requests), len(items)), np.float32)
         for row, request in enumerate(requests):
             scenario = int(data.requests.scenario[request])
             day = int(data.requests.ts[request]) // DAY_US * DAY_US
             names = (data.spec.scenarios[scenario - 1],) if scenario else self._scenarios
-            result[row] = np.stack([self.column(day, name) for name in names]).sum(0)
+            result[row] = np.stack([self.column(day, name)[items] for name in names]).sum(0)
         return result
 
 
@@ -131,9 +133,10 @@ def trend_weights(network: Network, folder: Path, data: TrainingData, seed: int)
     """
     rng = np.random.default_rng((seed, 7))
     weights = np.zeros(len(data.spec.scenarios) + 1)
-    owner = np.repeat(np.arange(len(data.requests)), np.diff(data.requests.first))
-    valid = np.isin(owner, data.requests.of("valid")) & (data.impressions.engagement > 0)
-    pairs = np.unique(np.stack([owner[valid], data.impressions.item[valid].astype(np.int64)]), axis=1)
+    valid = np.flatnonzero(data.requests.shown("valid"))
+    valid = valid[data.impressions.engagement[valid] > 0]
+    owner = np.searchsorted(data.requests.first, valid, side="right") - 1
+    pairs = np.unique(np.stack([owner, data.impressions.item[valid].astype(np.int64)]), axis=1)
     asked = np.unique(pairs[0])
     if len(asked) < MIN_REQUESTS:
         return weights
@@ -163,7 +166,7 @@ def trend_weights(network: Network, folder: Path, data: TrainingData, seed: int)
         eligible[row, column] = True
         return Choices(
             cosine=(np.concatenate(users) @ key[items].T).astype(np.float64),
-            grown=np.log1p(trends.of(requests)[:, items].astype(np.float64)),
+            grown=np.log1p(trends.of(requests, items).astype(np.float64)),
             eligible=eligible,
             request=row,
             item=column,

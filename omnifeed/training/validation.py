@@ -17,6 +17,8 @@ from omnifeed.training.batching import Sequences, batches, build
 from omnifeed.training.dataset import TrainingData
 from omnifeed.training.objective import ItemTable, forward
 
+SCORES = 1 << 25  # of requests against the whole catalogue, about, held at once
+
 
 @dataclass(frozen=True, slots=True)
 class Validation:
@@ -61,14 +63,17 @@ def validate(
             labels.append(batch.labels[real])
             scenarios.append(np.repeat(batch.scenario, shown))
             if len(batch.positive_request):
-                engaged, row = np.unique(batch.positive_request, return_inverse=True)
-                scores = (output.user_vec[torch.from_numpy(engaged).to(keys.device)] @ keys).cpu().numpy()
-                eligible = data.items.created <= data.requests.ts[batch.request_rows[engaged]][:, None]
-                eligible[:, 0] = False
-                pairs = np.unique(np.stack([row, batch.items[batch.positive_item]]), axis=1)
-                ranks = positive_ranks(scores, eligible, pairs[0], pairs[1])
-                hits += float(retrieval_metrics(ranks, pairs[0], len(engaged), (k,)).recall[k].sum())
+                pairs = np.unique(np.stack([batch.positive_request, batch.items[batch.positive_item]]), axis=1)
+                engaged = np.unique(pairs[0])
                 asked += len(engaged)
+                for part in np.array_split(engaged, len(engaged) * keys.shape[1] // SCORES + 1):
+                    mine = pairs[:, np.isin(pairs[0], part)]
+                    row = np.searchsorted(part, mine[0])
+                    scores = (output.user_vec[torch.from_numpy(part).to(keys.device)] @ keys).cpu().numpy()
+                    eligible = data.items.created <= data.requests.ts[batch.request_rows[part]][:, None]
+                    eligible[:, 0] = False
+                    ranks = positive_ranks(scores, eligible, row, mine[1])
+                    hits += float(retrieval_metrics(ranks, row, len(part), (k,)).recall[k].sum())
         all_logits, all_labels = np.concatenate(logits), np.concatenate(labels)
         tensor = torch.from_numpy(all_logits)
         loss = float(task_losses(tensor, torch.from_numpy(all_labels), network.ranker.parents).sum())

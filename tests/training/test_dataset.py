@@ -22,8 +22,10 @@ from omnifeed.export.encode import (
     encode_items,
     encode_request,
 )
+from omnifeed.features.training_set import SPLITS
 from omnifeed.training.batching import candidates, request_inputs
 from omnifeed.training.dataset import TrainingData, load_training_set
+from omnifeed.training.packing import request_ids
 
 TASKS = ("click", "long_view", "cart", "order", "hide")
 
@@ -36,7 +38,8 @@ def data(training_set: Path) -> TrainingData:
 def serving_view(folder: Path, data: TrainingData, request: int) -> tuple[dict, dict]:  # type: ignore[type-arg]
     """The request's inputs made the way a server makes them, from strings and one user row."""
     rows = pq.read_table(folder / "rows.parquet")
-    rows = rows.filter(pc.equal(rows["request_id"], data.requests.ids[request])).to_pylist()
+    name = request_ids(folder / "rows.parquet", SPLITS, np.array([request]))[0]
+    rows = rows.filter(pc.equal(rows["request_id"], name)).to_pylist()
     head = rows[0]
     history = pq.read_table(folder / "history.parquet")
     mine = history.filter(pc.equal(history["user_id"], head["user_id"])).to_pylist()[0]

@@ -185,6 +185,25 @@ def test_the_trunk_feels_the_ranker_by_the_configured_scale(training_set: Path) 
     assert norms[2] > 0
 
 
+def test_validation_ranks_a_few_requests_at_a_time_as_it_does_all(
+    training_set: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from omnifeed.training import validation
+    from omnifeed.training.batching import sequences
+    from omnifeed.training.dataset import load_training_set
+    from omnifeed.training.objective import ItemTable
+
+    network = load_network(trained)
+    data = load_training_set(training_set, network.tasks, ("valid",))
+    packed, table = sequences(data, data.requests.of("valid")), ItemTable(data.items, torch.device("cpu"))
+    whole = validation.validate(network, table, data, packed, 512, 10)
+    monkeypatch.setattr(validation, "SCORES", 3 * len(data.items.created))
+    parts = validation.validate(network, table, data, packed, 512, 10)
+    assert parts.recall == pytest.approx(whole.recall, abs=1e-9)
+    assert 0 < whole.recall < 1
+    assert parts.loss == whole.loss
+
+
 def test_two_seeds_differ(training_set: Path, tmp_path: Path, trained: Path) -> None:
     train(training_set, tmp_path, small_config(checkpoint_every=5, seed=1))
     assert (tmp_path / "weights.safetensors").read_bytes() != (trained / "weights.safetensors").read_bytes()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from omnifeed.errors import InputError
 from omnifeed.training import packing
 from omnifeed.training.dataset import TrainingData, load_training_set
-from omnifeed.training.packing import events_before, moments
+from omnifeed.training.packing import events_before, moments, parts, refuse_repeated, request_ids
 
 TASKS = ("click", "order")
 
@@ -66,8 +66,31 @@ def test_a_request_in_two_places_is_refused_however_far_apart(
     train = rows.filter(pc.equal(rows["split"], "train"))
     pq.write_table(pa.concat_tables([train, train.slice(0, 1)]), tmp_path / "rows.parquet")
     monkeypatch.setattr(packing, "PART", 100)
-    with pytest.raises(InputError, match="not grouped by request_id"):
+    name = train["request_id"][0].as_py()
+    with pytest.raises(InputError, match=f"not grouped by request_id: {name} stands in 2 places"):
         load_training_set(tmp_path, TASKS, ("train",))
+
+
+def test_ids_are_read_again_in_the_order_that_is_asked_for(training_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, splits = training_set / "rows.parquet", ("train", "valid")
+    rows = pq.read_table(path, columns=["request_id", "split"])
+    ids = pc.unique(rows.filter(pc.is_in(rows["split"], pa.array(splits)))["request_id"]).to_pylist()
+    monkeypatch.setattr(packing, "PART", 100)
+    wanted = np.array([len(ids) - 1, 0, 57, 1])
+    assert request_ids(path, splits, wanted) == [ids[row] for row in wanted]
+    assert request_ids(path, splits, wanted[:0]) == []
+    refuse_repeated(path, splits, np.zeros(len(ids), np.int64))  # digests that meet are no repeated request
+
+
+def test_reading_in_parts_holds_a_part_and_not_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).random(1_000_000)
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"value": values}), path, row_group_size=100_000, use_dictionary=False)
+    monkeypatch.setattr(packing, "PART", 50_000)
+    before = pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in parts(path, ["value"])]
+    assert len(held) == 21
+    assert max(held) < path.stat().st_size / 4
 
 
 @pytest.mark.parametrize("name", ["rows", "history"])

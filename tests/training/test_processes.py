@@ -63,7 +63,7 @@ def in_two_processes(training_set: Path, out: Path, killed: int = 0, stop: int =
     command += [f"--max-restarts={restarts}", "--monitor-interval=0.2"]
     command += [str(script), str(training_set), str(out), str(killed), str(stop)]
     environment = {**os.environ, **launch.AGENT, "PYTHONPATH": str(tests), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
 
 
 def curve(folder: Path) -> Any:
