@@ -301,7 +301,7 @@ HELD_OUT_NOTE = (
     "rest trains. Items already seen in the session may be the answer, so the rows to read are those that keep them."
 )
 STRICT_NOTES = (
-    "strict: trained on all but the last two items of a user, epoch chosen on the last but one, test read once. "
+    "strict: trained on all but the last two items of a user, epoch chosen on the last but one, test asked once a run. "
     "refitted: the same setting trained on all but the last item, one seed. swapped: neighbours in every second pair "
     "change places with probability one half before the split, one seed.",
     "The file has no dates. So which neighbours share a day is unknown, and swapped is harder than shuffling within "
