@@ -98,7 +98,7 @@ def engaged_ranks(scored: Scored, data: TrainingData, population: Population, pr
         progress("retrieve", start, len(requests))
         part = requests[start : start + block]
         ts = data.requests.ts[part][:, None]
-        eligible = (items.created <= ts) & (~items.livestream | items.on_air(slice(None), ts))
+        eligible = items.available(slice(None), ts)
         eligible[:, 0] = False
         inside = (pairs[0] >= part[0]) & (pairs[0] <= part[-1])
         row = np.searchsorted(part, pairs[0][inside])

@@ -69,7 +69,7 @@ class Batch:
     positive_item: Ints  # [P]
     positive_weight: Floats  # [P]
     negatives: Ints  # [N]
-    negative_mask: Bools  # [R, N], false where the negative is engaged in the request or not created yet
+    negative_mask: Bools  # [R, N], false where the request engages with the negative or could not be given it
 
     @property
     def tokens(self) -> int:
@@ -198,7 +198,7 @@ def build(data: TrainingData, packed: Sequences, rows: Ints, negatives: int, see
     positive_item = shown["item"][positive_request, slot]
     column = np.full(known + 1, -1, np.int64)
     column[drawn] = np.arange(len(drawn))
-    negative_mask = data.items.created[drawn][None, :] <= requests.ts[request][:, None]
+    negative_mask = data.items.available(drawn, requests.ts[request][:, None])
     hit = column[positive_item]
     negative_mask[positive_request[hit >= 0], hit[hit >= 0]] = False
 

@@ -78,6 +78,10 @@ class Items:
         """Whether a livestream is on air at a time; false for everything else. Broadcasts."""
         return np.asarray((self.live_from[rows] <= ts) & (ts < self.live_until[rows]))
 
+    def available(self, rows: Any, ts: Any) -> Bools:
+        """Whether an item may be shown at a time: created by then and, a livestream, on air. Broadcasts."""
+        return np.asarray((self.created[rows] <= ts) & (~self.livestream[rows] | self.on_air(rows, ts)))
+
 
 @dataclass(frozen=True, slots=True)
 class Histories:

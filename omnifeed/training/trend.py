@@ -162,7 +162,7 @@ def trend_weights(network: Network, folder: Path, data: TrainingData, seed: int)
             users.append(parts.user_encoder(inputs)["user_vec"])
         ts = data.requests.ts[requests][:, None]
         row, column = np.searchsorted(requests, pairs[0][inside]), np.searchsorted(items, engaged)
-        eligible = (data.items.created[items] <= ts) & (~data.items.livestream[items] | data.items.on_air(items, ts))
+        eligible = data.items.available(items, ts)
         eligible[row, column] = True
         return Choices(
             cosine=(np.concatenate(users) @ key[items].T).astype(np.float64),

@@ -70,7 +70,7 @@ def validate(
                     mine = pairs[:, np.isin(pairs[0], part)]
                     row = np.searchsorted(part, mine[0])
                     scores = (output.user_vec[torch.from_numpy(part).to(keys.device)] @ keys).cpu().numpy()
-                    eligible = data.items.created <= data.requests.ts[batch.request_rows[part]][:, None]
+                    eligible = data.items.available(slice(None), data.requests.ts[batch.request_rows[part]][:, None])
                     eligible[:, 0] = False
                     ranks = positive_ranks(scores, eligible, row, mine[1])
                     hits += float(retrieval_metrics(ranks, row, len(part), (k,)).recall[k].sum())

@@ -79,18 +79,25 @@ def test_a_user_with_a_hundred_thousand_events_is_cut_into_windows(data: Trainin
     assert batch.tokens <= 512
 
 
-def test_false_negatives_and_items_of_the_future_are_masked(data: TrainingData) -> None:
+def test_negatives_are_what_the_request_could_have_been_given_and_did_not_engage_with(data: TrainingData) -> None:
+    hour_long = np.where(data.items.livestream, data.items.created + 3_600_000_000, data.items.live_until)
+    data = replace(data, items=replace(data.items, live_until=hour_long))
     packed = sequences(data, data.requests.of("train"))
     batch = build(data, packed, batches(packed, 512, (0,))[0], 10_000, (0,))
     drawn = batch.items[batch.negatives]
     assert sorted(drawn.tolist()) == list(range(1, len(data.items.created)))  # the whole catalogue, unknown left out
+    ended = set()
     for r, request in enumerate(batch.request_rows):
         engaged = set(batch.items[batch.positive_item[batch.positive_request == r]].tolist())
-        future = set(np.flatnonzero(data.items.created > data.requests.ts[request]).tolist())
-        assert set(drawn[~batch.negative_mask[r]].tolist()) == (engaged | future) - {0}
+        ts = data.requests.ts[request]
+        future = set(np.flatnonzero(data.items.created > ts).tolist())
+        off_air = set(np.flatnonzero(data.items.livestream & ~data.items.on_air(slice(None), ts)).tolist())
+        ended |= off_air - future
+        assert set(drawn[~batch.negative_mask[r]].tolist()) == (engaged | future | off_air) - {0}
         shown = slice(data.requests.first[request], data.requests.first[request + 1])
         weight = data.impressions.engagement[shown]
         assert engaged == set(data.impressions.item[shown][weight > 0].tolist())
+    assert ended
 
 
 def test_a_packed_request_reads_what_the_single_request_reads(data: TrainingData) -> None:
