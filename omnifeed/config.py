@@ -84,7 +84,7 @@ class ModelConfig:
     heads: int = 2
     dropout: float = 0.2
     user_dropout: float = 0.5  # share of user-id embeddings replaced by "unknown" in training
-    item_dropout: float = 0.1  # share of item-id embeddings replaced by "unknown" in training
+    item_dropout: float = 0.5  # share of item-id embeddings replaced by "unknown" in training
     experts: int = 4
     members: int = 1  # of the ranking head: one network read with this many sign patterns, trained apart, averaged
     temperature: float = 0.07  # of the cosine logits
