@@ -15,6 +15,7 @@ import numpy as np
 from omnifeed.export.encode import EncodeSpec, Floats, Ints
 from omnifeed.export.trending import retrieval_scores, trending_scores
 from omnifeed.features.spec import ITEM_DENSE
+from omnifeed.features.training_set import TrainingSet
 from omnifeed.model.parts import Parts
 from omnifeed.training.batching import candidates, request_inputs
 from omnifeed.training.dataset import TrainingData, load_training_set
@@ -38,17 +39,23 @@ class EvaluationSet:
     folder: Path
     tasks: tuple[str, ...]
     split: str
-    _encoded: dict[EncodeSpec | None, TrainingData] = field(default_factory=dict)
-    _trends: dict[EncodeSpec | None, Trends] = field(default_factory=dict)
+    _own: EncodeSpec = field(init=False)
+    _encoded: dict[EncodeSpec, TrainingData] = field(default_factory=dict)
+    _trends: dict[EncodeSpec, Trends] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._own = TrainingSet.load(self.folder).encode
 
     def data(self, spec: EncodeSpec | None = None) -> TrainingData:
         """The split under an encoding, by default the training set's; rows stand in the same order under any."""
+        spec = spec or self._own
         if spec not in self._encoded:
             self._encoded[spec] = load_training_set(self.folder, self.tasks, (self.split,), spec)
         return self._encoded[spec]
 
     def trends(self, spec: EncodeSpec | None = None) -> Trends:
         """What trended at every midnight of the split, in the scenarios that an encoding knows."""
+        spec = spec or self._own
         if spec not in self._trends:
             self._trends[spec] = Trends(self.folder, self.data(spec))
         return self._trends[spec]
