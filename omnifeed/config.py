@@ -82,10 +82,11 @@ class ModelConfig:
     width: int = 64
     blocks: int = 2
     heads: int = 2
-    dropout: float = 0.2
+    dropout: float = 0.2  # of attention's and feed-forwards' outputs
     user_dropout: float = 0.5  # share of user-id embeddings replaced by "unknown" in training
     item_dropout: float = 0.5  # share of item-id embeddings replaced by "unknown" in training
     experts: int = 4
+    expert_dropout: float = 0.5  # of what the experts hand to the tasks
     members: int = 1  # of the ranking head: one network read with this many sign patterns, trained apart, averaged
     temperature: float = 0.07  # of the cosine logits
     init_std: float = 0.03

@@ -44,6 +44,7 @@ class Ranker(nn.Module):
         width, scenarios = config.width, len(spec.scenarios) + 1
         self.parents = parents(tasks)
         self.experts = config.experts
+        self.dropout = nn.Dropout(config.expert_dropout)
         self.register_buffer("dense_mean", torch.zeros(CANDIDATE_DIMS))
         self.register_buffer("dense_scale", torch.ones(CANDIDATE_DIMS))
         self.register_buffer("piece_start", torch.zeros(CANDIDATE_DIMS, PIECES))
@@ -118,7 +119,7 @@ class Ranker(nn.Module):
         gate = self.gate(torch.cat([scenario_vec, request_state], dim=-1))
         gate = gate.reshape(gate.shape[0], -1, self.experts)
         mixed = torch.softmax(gate, dim=-1)[:, None, None] @ expert  # [R, K, members, tasks, width]
-        hidden = torch.einsum("rkmtw,twh->rkmth", mixed, self.tower) + self.tower_bias
+        hidden = torch.einsum("rkmtw,twh->rkmth", self.dropout(mixed), self.tower) + self.tower_bias
         deep = (nn.functional.gelu(hidden) * self.head).sum(-1)
         wide = self.wide(torch.cat([plain, pieces], dim=-1)) + self.scenario_bias(scenario)[:, None]
         result: Tensor = deep + wide[:, :, None]

@@ -30,7 +30,7 @@ SCENARIO_ROWS = (
     "ranker.calibration_bias",
 )
 #: Settings of the model that shape how it learns and not what its weights mean.
-FREE = {"dropout", "user_dropout", "item_dropout", "init_std", "temperature", "tasks"}
+FREE = {"dropout", "expert_dropout", "user_dropout", "item_dropout", "init_std", "temperature", "tasks"}
 _COLD = "or train from the beginning with training.warm_start = false."
 
 

@@ -36,7 +36,7 @@ from .synthetic import small_config, with_model
 from .test_next_item import SMALL, ring
 
 CPU, ELSEWHERE = torch.device("cpu"), torch.device("meta")  # the latter has shapes and types, and no numbers
-CONFIG = with_model(small_config(), width=32, dropout=0.0, user_dropout=0.0, item_dropout=0.0)
+CONFIG = with_model(small_config(), width=32, dropout=0.0, user_dropout=0.0, item_dropout=0.0, expert_dropout=0.0)
 SEQUENCES = NextItemConfig(width=32, blocks=2, dropout=0.0, item_dropout=0.0, length=40, batch_tokens=256, negatives=20)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here: nothing but a GPU can show this")
 

@@ -109,6 +109,7 @@ def test_a_tiny_set_is_learned_by_heart(tmp_path: Path) -> None:
         dropout=0.0,
         user_dropout=0.0,
         item_dropout=0.0,
+        expert_dropout=0.0,
         width=32,
     )
     write_training_set(tmp_path / "set", config, users=4, items=20, requests=10, seed=3)

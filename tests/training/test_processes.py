@@ -25,7 +25,11 @@ from .synthetic import small_config, with_model, write_training_set
 
 #: Tables of 100 rows and more are divided. Dropout is off: its draws are each process's own.
 CONFIG = with_model(
-    small_config(epochs=2, shard_rows=100, checkpoint_every=5), dropout=0.0, user_dropout=0.0, item_dropout=0.0
+    small_config(epochs=2, shard_rows=100, checkpoint_every=5),
+    dropout=0.0,
+    user_dropout=0.0,
+    item_dropout=0.0,
+    expert_dropout=0.0,
 )
 WORKER = """
 import os, signal, sys
