@@ -31,11 +31,11 @@ SCORING_ROWS = 8192
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One configuration; the default is the one that has been tried (benchmarks/kuairand_trials.jsonl)."""
+    """One configuration; the default is the best of those tried (benchmarks/kuairand_trials.jsonl)."""
 
-    groups: Literal["task", "tab"] = "tab"
+    groups: Literal["task", "tab"] = "task"
     levels: int = 2
-    experts: int = 2  # of each group, and as many shared
+    experts: int = 4  # of each group, and as many shared
     width: int = 64
     id_width: int = 16
     id_dropout: float = 0.5  # share of the ids of user and item replaced by "unknown" in training
