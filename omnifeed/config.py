@@ -143,7 +143,7 @@ class ServingConfig:
         default_factory=lambda: {"click": 0.1, "long_view": 0.2, "cart": 0.5, "order": 4.0, "hide": -1.0}
     )
     price_power: float = 0.5  # order's weight is multiplied by price to this power, where a price is known
-    retrieval_prior: float = 7.0  # the value is multiplied by exp(this x retrieval score); decisions/0002
+    retrieval_prior: float = 1.5  # the value is multiplied by exp(this x retrieval score); decisions/0002
     diversity: float = 0.1  # weight of an item's likeness to those above it, in standard deviations of the best scores
     creator_limit: int = 3  # items of one creator in a slate
     new_every: int = 10  # the last of so many places is kept for a new item that was hardly seen; 0: none
