@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -53,7 +54,8 @@ def impressions(rng: np.random.Generator) -> ple.Inputs:
 
 @pytest.mark.parametrize("groups", ["task", "tab"])
 def test_what_differs_by_tab_is_learned_with_either_kind_of_group(groups: str) -> None:
-    settings = ple.Settings(groups=groups, width=16, id_width=8, id_dropout=0.0, lr=1e-2, epochs=6, batch=256)  # type: ignore[arg-type]
+    small = ple.Settings(experts=2, width=16, id_width=8, id_dropout=0.0, lr=1e-2, epochs=6, batch=256)
+    settings = dataclasses.replace(small, groups=groups)  # type: ignore[arg-type]
     rng = np.random.default_rng(0)
     train, valid = impressions(rng), impressions(rng)
     model, _ = ple.fit(settings, SPEC, [1], train, valid, seed=0)
