@@ -211,7 +211,7 @@ def power_rows(market: Market, network: Network, **labels: Any) -> list[dict[str
 NOTES = [
     "Served in process by the server's own engine (retrieval, filters, ranker, value model, creators' limit), networks "
     "in PyTorch; the exported ONNX graphs agree with them to 1e-5. One training seed a model.",
-    "serving.retrieval_prior was chosen by looking at law default, seed 7: 250 requests of the first experiment day. "
+    "serving.retrieval_prior was chosen by looking at law default, seed 7: 500 requests of two days (decisions/0002). "
     "What depends on it there may flatter; the other markets were never tuned on.",
     "The law's parameters themselves were set by hand on seed 7.",
 ]
