@@ -170,7 +170,8 @@ def notes(rows: kr.Rows) -> list[str]:
     tried = [json.loads(line)["model"] for line in kr.TRIALS.read_text(encoding="utf-8").splitlines()]
     return [
         f"{len(rows.user):,} impressions of {rows.users:,} users; rows, days and bootstrap as in "
-        "results/kuairand_ranking.json. Chosen on 05-01; this week was read once for these baselines.",
+        "results/kuairand_ranking.json. Chosen on 05-01; this week was read twice for these baselines, unchanged, the "
+        "second time because the network had got another learning rate.",
         "Configurations tried, each with its validation score in benchmarks/kuairand_trials.jsonl: "
         f"{tried.count('ple')} of PLE, {tried.count('per_tab')} of the networks by tab.",
         "PLE: benchmarks/kuairand_ple.py, on the features of the network, calibrated by the same code. A network a "
