@@ -259,7 +259,8 @@ def test(folder: Path, seeds: int) -> None:
         seeds=list(range(seeds)),
         notes=[
             "The networks of results/kuairand_ranking.json, weights untouched. The test week had been read for that "
-            "table, and was read again for this one; what is compared was chosen in results/kuairand_drift.json.",
+            "table, and was read again for this one, both a second time when the learning rate had changed; what is "
+            "compared was chosen in results/kuairand_drift.json.",
             "network: calibrated on 05-01 alone. Anew every midnight: by the labels of the day before. Levels moved "
             "back: counts, ages and gaps of a day, less what their mean of the day before is above that of the "
             "training days; no label is read. Neither is what `omnifeed run` does: they show what a level costs.",
