@@ -208,8 +208,8 @@ def compared(
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = resampled[challenger][key] / resampled[champion][key] - 1
     before, after = measured[champion][key].value(), measured[challenger][key].value()
-    finite = relative[np.isfinite(relative)]
-    error = float(finite.std()) if len(finite) else float("nan")
+    defined = relative[np.isfinite(relative)]
+    error = float(defined.std()) if len(defined) else float("nan")
     return Difference(*key, before, after, after / before - 1, *interval(relative), error)
 
 
