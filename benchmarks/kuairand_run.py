@@ -29,9 +29,9 @@ SAMPLE_S = 0.5
 TRIED = (
     "The ranking head's configuration was chosen on the valid day, its learning rate on days before it "
     "(benchmarks/kuairand_ranking.py; what was recorded of the trials stands in benchmarks/kuairand_trials.jsonl). The "
-    "test week had been read by this command four times before: click AUC .7419 twice with a former, narrower head, "
-    ".7514 with three times the learning rate, and as here, but refused for the recall of one small tab by an offline "
-    "gate that did not test its scenarios together yet. Nothing was changed after this reading."
+    "test week had been read by this command three times before: click AUC .7419 twice with a former, narrower head, "
+    ".7514 with three times the learning rate. After this reading the same network was run once more, with the same "
+    "figures, under an offline gate that tested its scenarios together; that gate let it through, and was taken back."
 )
 
 

@@ -123,7 +123,7 @@ class EvaluationConfig:
     top_k: tuple[int, ...] = (10, 50, 200)
     bootstrap: int = 200  # resamples of users
     min_auc: float = 0.55  # absolute floor of click AUC
-    max_relative_loss: float = 0.01  # of the primary metrics against the champion; more of it must not be shown
+    max_relative_loss: float = 0.01  # of the primary metrics against the champion, on the interval's kinder end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,7 @@
 """The offline comparison: challenger against champion on the same rows, and whether the challenger may meet users.
 
 Offline metrics only keep a clearly worse model out; which one is better is for the experiment to say. A metric fails
-when a relative loss beyond the bound is shown, by Holm's test over all that is judged: with many scenarios one interval
-or another lies below the bound by chance.
+when even the kinder end of its 95 % interval is a relative loss beyond the bound.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
 
 from omnifeed.config import Config, EvaluationConfig
 from omnifeed.errors import InputError
@@ -29,10 +27,8 @@ from omnifeed.evaluation.metrics import (
     roc_points,
 )
 from omnifeed.evaluation.scorer import EvaluationSet, Progress, Scored, Scorer
-from omnifeed.experiment.estimate import holm
 from omnifeed.training.dataset import TrainingData
 
-ALPHA = 0.025  # chance of refusing a challenger that loses exactly the bound in everything judged, at most
 MIN_JUDGED = 50  # rows of each class, or requests with an engaged item, from which a scenario is judged
 
 
@@ -59,14 +55,6 @@ class Difference:
     relative: float
     low: float
     high: float
-    error: float  # standard deviation of `relative` over the resamples; NaN where none is defined
-
-    def p_loss(self, bound: float) -> float:
-        """One-sided p-value, by the normal distribution, that the relative loss is no more than `bound`."""
-        if not math.isfinite(self.error):
-            return 1.0
-        above = self.relative + bound
-        return float(norm.cdf(above / self.error)) if self.error > 0 else float(above >= 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +89,7 @@ class Evaluation:
             "reasons": list(self.reasons),
             "metrics": by_model(self.metrics),
             "differences": [
-                {**asdict(row), **{name: finite(getattr(row, name)) for name in ("low", "high", "error")}}
-                for row in self.differences
+                {**asdict(row), "low": finite(row.low), "high": finite(row.high)} for row in self.differences
             ],
         }
 
@@ -143,7 +130,7 @@ def evaluate(
         for key, metric in measured[challenger.name].items()
         if math.isfinite(metric.value()) and _defined(measured[champion.name], key)
     )
-    blessed, reasons = bless(measured[challenger.name], differences, config.evaluation, data.tasks)
+    blessed, reasons = bless(measured[challenger.name], differences, population, config.evaluation, data.tasks)
     roc, curves = _pictures(scored[challenger.name], data)
     return Evaluation(
         blessed=blessed,
@@ -208,22 +195,21 @@ def compared(
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = resampled[challenger][key] / resampled[champion][key] - 1
     before, after = measured[champion][key].value(), measured[challenger][key].value()
-    defined = relative[np.isfinite(relative)]
-    error = float(defined.std()) if len(defined) else float("nan")
-    return Difference(*key, before, after, after / before - 1, *interval(relative), error)
+    return Difference(*key, before, after, after / before - 1, *interval(relative))
 
 
 def bless(
     challenger: Metrics,
     differences: tuple[Difference, ...],
+    population: Population,
     config: EvaluationConfig,
     tasks: tuple[str, ...],
 ) -> tuple[bool, tuple[str, ...]]:
     """Whether the challenger may meet users, and why, in sentences.
 
     The primary metrics are the AUC of the first task that has labels of both classes, and recall at the middle
-    cut-off, overall and in every scenario with at least MIN_JUDGED rows of each class, or requests with an engaged
-    item. A loss is shown where its p-value, Holm-adjusted over all of these, is at most ALPHA.
+    cut-off, overall and in every scenario
+    with at least MIN_JUDGED rows of each class, or requests with an engaged item.
     """
     task = next((name for name in tasks if _defined(challenger, (ALL, f"auc_{name}"))), tasks[0])
     auc, recall = f"auc_{task}", f"recall@{middle(config.top_k)}"
@@ -232,23 +218,18 @@ def bless(
     area = overall.value() if overall else float("nan")
     if not area >= config.min_auc:
         failures.append(f"Its AUC of {task} is {area:.3f}, below the floor of {config.min_auc:g}.")
-    judged = {
-        f"{row.scenario} {row.metric}": row
-        for row in differences
-        if row.metric in (auc, recall) and _evidence(challenger[row.scenario, row.metric]) >= MIN_JUDGED
-    }
-    bound = config.max_relative_loss
-    adjusted = holm({name: row.p_loss(bound) for name, row in judged.items()}, ALPHA)
-    for name, row in judged.items():
+    for row in differences:
+        if row.metric not in (auc, recall) or _evidence(challenger[row.scenario, row.metric]) < MIN_JUDGED:
+            continue
         where = "over all scenarios" if row.scenario == ALL else f"in {row.scenario}"
         figures = (
             f"{row.metric} {where} is {row.challenger:.4f} against the champion's {row.champion:.4f}, "
             f"{row.relative:+.1%} ({row.low:+.1%} to {row.high:+.1%})"
         )
-        if adjusted[name] <= ALPHA:
-            failures.append(f"{figures}: a loss of more than {bound:.1%} is shown (adjusted p {adjusted[name]:.2g}).")
+        if row.high < -config.max_relative_loss:
+            failures.append(f"{figures}: a loss of more than {config.max_relative_loss:.1%} is certain.")
         elif row.scenario == ALL:
-            passes.append(f"{figures}: no loss of more than {bound:.1%} is shown.")
+            passes.append(f"{figures}: no loss of more than {config.max_relative_loss:.1%} is shown.")
     return not failures, tuple(failures or passes or ["Nothing can be compared with the champion; the floor is met."])
 
 

@@ -13,9 +13,9 @@ import pytest
 from omnifeed.config import Config, EvaluationConfig
 from omnifeed.errors import InputError
 from omnifeed.evaluation.baselines import baseline_estimates
-from omnifeed.evaluation.compare import Difference, Evaluation, bless, evaluate
-from omnifeed.evaluation.measure import Metrics, Population, measure
-from omnifeed.evaluation.metrics import AreaUnderCurve, Ratio, positive_ranks
+from omnifeed.evaluation.compare import Evaluation, evaluate
+from omnifeed.evaluation.measure import Population, measure
+from omnifeed.evaluation.metrics import positive_ranks
 from omnifeed.evaluation.scorer import EvaluationSet, NetworkScorer, Progress, Scored, TrendingScorer
 from omnifeed.export.encode import DAY_US
 from omnifeed.export.trending import trending_scores
@@ -92,7 +92,7 @@ def test_a_worse_model_is_refused_with_the_numbers(training_set: Path, trained: 
     champion = network_scorer(trained)
     result = evaluate(training_set, Worsened(champion, 0.9), champion, config)
     assert not result.blessed
-    assert any("auc_click over all scenarios" in reason and "is shown" in reason for reason in result.reasons)
+    assert any("auc_click over all scenarios" in reason and "is certain" in reason for reason in result.reasons)
 
 
 def test_harm_in_one_scenario_is_enough_and_is_named(training_set: Path, trained: Path, config: Config) -> None:
@@ -101,25 +101,6 @@ def test_harm_in_one_scenario_is_enough_and_is_named(training_set: Path, trained
     assert not result.blessed
     assert any("auc_click in search" in reason for reason in result.reasons)
     assert not any("in livestream" in reason for reason in result.reasons)
-
-
-@pytest.mark.parametrize(
-    ("scenarios", "relative", "refused"), [(1, -0.2, True), (30, -0.2, False), (30, -0.5, True), (30, 0.2, False)]
-)
-def test_a_loss_in_one_of_many_scenarios_must_be_more_than_chance(
-    scenarios: int, relative: float, refused: bool
-) -> None:
-    """-20 % with an error of 8 % happens by chance in one scenario of thirty; in the only one it does not."""
-    names = [f"tab_{index}" for index in range(scenarios)]
-    found: Metrics = {(name, "recall@50"): Ratio(np.array([20.0]), np.array([60.0])) for name in names}
-    found["all", "auc_click"] = AreaUnderCurve.of(np.arange(100.0), np.arange(100) >= 50, np.arange(100))
-    rows = tuple(
-        Difference(name, "recall@50", 0.4, 0.4 * (1 + each), each, each - 0.16, each + 0.16, 0.08)
-        for name, each in zip(names, [relative, *[0.0] * (scenarios - 1)], strict=True)
-    )
-    blessed, reasons = bless(found, rows, EvaluationConfig(), ("click",))
-    assert blessed != refused
-    assert any("recall@50 in tab_0" in reason for reason in reasons) == refused
 
 
 def test_the_absolute_floor_holds_whatever_the_champion(training_set: Path, trained: Path, config: Config) -> None:
